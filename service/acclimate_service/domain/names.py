@@ -1,0 +1,117 @@
+"""Resource names (AIP-122): the one place that parses and formats them.
+
+Ids are lower-case slugs of 1–63 characters. Nothing else is ever let through,
+so an id is safe in a path, a log line, a metric label and a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+from acclimate_service.domain.errors import InvalidName
+
+SLUG = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_SLUG = re.compile(SLUG)
+
+
+def check_id(text: str) -> str:
+    """*text* itself, if it is a slug.
+
+    Raises:
+        InvalidName: it is not.
+    """
+    if not _SLUG.fullmatch(text):
+        raise InvalidName(text, "a lower-case slug of 1-63 of a-z 0-9 _ -")
+    return text
+
+
+@dataclass(frozen=True, order=True)
+class _Name:
+    """A name made of collection ids and slugs, in the order of the fields."""
+
+    pattern: ClassVar[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a full resource name.
+
+        Raises:
+            InvalidName: it does not have the form of ``pattern``.
+        """
+        expression = re.sub(r"\{(\w+)\}", rf"(?P<\1>{SLUG})", cls.pattern)
+        match = re.fullmatch(expression, text)
+        if match is None:
+            raise InvalidName(text, cls.pattern)
+        return cls(*(match[field.name] for field in fields(cls)))
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_id(getattr(self, field.name))
+
+    def __str__(self) -> str:
+        return self.pattern.format(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, order=True)
+class ModelName(_Name):
+    """A model: one architecture, one label space, many versions."""
+
+    pattern: ClassVar[str] = "models/{model}"
+    model: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class VersionName(_Name):
+    """An immutable model version; ids count from 1 within a model."""
+
+    pattern: ClassVar[str] = "models/{model}/versions/{version}"
+    model: str
+    version: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class AliasName(_Name):
+    """A movable pointer to a version."""
+
+    pattern: ClassVar[str] = "models/{model}/aliases/{alias}"
+    model: str
+    alias: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class DomainName(_Name):
+    """Where images come from: a camera, a site, a season."""
+
+    pattern: ClassVar[str] = "domains/{domain}"
+    domain: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class BatchName(_Name):
+    """One immutable upload of labelled images."""
+
+    pattern: ClassVar[str] = "domains/{domain}/batches/{batch}"
+    domain: str
+    batch: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class JobName(_Name):
+    """One adaptation, bootstrap or registration."""
+
+    pattern: ClassVar[str] = "jobs/{job}"
+    job: str
+
+    __str__ = _Name.__str__
