@@ -1,0 +1,1 @@
+"""Acclimate's Python client."""
