@@ -1,0 +1,105 @@
+"""What the guard is shown: paired outcomes of incumbent and candidate on verify images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from acclimate_service.domain.errors import InvalidSpec
+
+Floats = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """What both files answered on one set of verify images, image by image.
+
+    ``labels`` [N] are true classes, ``incumbent`` [N, C0] and ``candidate``
+    [N, C1] probabilities; C1 >= C0, for label spaces may be extended at the end.
+    An incumbent is simply wrong on an image of a class it does not know.
+    ``slices`` maps a tag to a mask [N].
+
+    Raises:
+        InvalidSpec: the arrays do not fit each other.
+    """
+
+    name: str
+    labels: Ints
+    incumbent: Floats
+    candidate: Floats
+    slices: Mapping[str, Bools] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
+            raise InvalidSpec(f"{self.name}: labels must be a vector of class indices")
+        if self.incumbent.ndim != 2 or self.candidate.ndim != 2:
+            raise InvalidSpec(f"{self.name}: probabilities must be matrices [N, classes]")
+        if len(self.incumbent) != n or len(self.candidate) != n:
+            raise InvalidSpec(
+                f"{self.name}: {n} labels, {len(self.incumbent)} answers of the incumbent, "
+                f"{len(self.candidate)} of the candidate; they must be paired"
+            )
+        if self.candidate.shape[1] < max(1, self.incumbent.shape[1]):
+            raise InvalidSpec(f"{self.name}: the candidate must know every class of the incumbent")
+        if n and not 0 <= self.labels.min() <= self.labels.max() < self.candidate.shape[1]:
+            raise InvalidSpec(f"{self.name}: a label is outside the candidate's classes")
+        for tag, mask in self.slices.items():
+            if mask.shape != (n,) or mask.dtype != np.bool_:
+                raise InvalidSpec(f"{self.name}: the mask of slice {tag!r} must be bool [{n}]")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def before(self) -> Bools:
+        """[N] whether the incumbent's top answer is right."""
+        return _top_is(self.incumbent, self.labels)
+
+    @property
+    def after(self) -> Bools:
+        """[N] whether the candidate's top answer is right."""
+        return _top_is(self.candidate, self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What an exported file costs. ``milliseconds`` is the median time for one image,
+    both files timed in turn on the same machine; None if nobody measured."""
+
+    bytes: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything an adaptation is judged by.
+
+    ``looks`` counts how often verify sets of this model were looked at before;
+    ``label_suspects`` is the share of the target's train labels that were
+    screened as suspect; ``earlier`` holds every domain accepted before.
+    """
+
+    source: Paired | None
+    target: Paired
+    earlier: tuple[Paired, ...] = ()
+    looks: int = 0
+    label_suspects: float = 0.0
+    incumbent_file: FileFacts | None = None
+    candidate_file: FileFacts | None = None
+
+    def __post_init__(self) -> None:
+        if self.looks < 0 or not 0 <= self.label_suspects <= 1:
+            raise InvalidSpec("looks must not be negative, label_suspects a share in [0, 1]")
+
+
+def _top_is(probabilities: Floats, labels: Ints) -> Bools:
+    """[N] whether the largest probability is the label's; of equal ones the first counts."""
+    if not len(labels) or not probabilities.shape[1]:
+        return np.zeros(len(labels), dtype=np.bool_)
+    return np.asarray(probabilities.argmax(axis=1) == labels, dtype=np.bool_)

@@ -1,0 +1,131 @@
+"""The guard's limits, as presets that can be overridden with a reason."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import pydantic
+
+from acclimate_service.domain.errors import InvalidSpec
+
+Preset = Literal["strict", "balanced", "exploratory"]
+
+# What each preset says otherwise than the defaults below, which are `balanced`.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "balanced": {},
+    "strict": {
+        "level": 0.025,
+        "source_drop_limit": 0.005,
+        "source_margin": 0.02,
+        "target_goal": "better",
+        "target_margin": 0.0,
+        "class_drop_limit": 0.02,
+        "class_minimum": 5,
+        "slice_drop_limit": 0.02,
+        "nll_rise_limit": 0.1,
+        "ece_rise_limit": 0.05,
+        "size_ratio_limit": 1.02,
+        "latency_ratio_limit": 1.5,
+        "label_suspects_limit": 0.1,
+        "first_minimum": 100,
+    },
+    "exploratory": {
+        "level": 0.1,
+        "source_drop_limit": 0.03,
+        "source_margin": 0.08,
+        "target_margin": 0.1,
+        "class_drop_limit": 0.15,
+        "class_minimum": 0,
+        "slice_drop_limit": 0.15,
+        "nll_rise_limit": 0.5,
+        "ece_rise_limit": 0.2,
+        "size_ratio_limit": 2.0,
+        "latency_ratio_limit": 4.0,
+        "label_suspects_limit": 0.25,
+        "first_minimum": 20,
+    },
+}
+
+
+class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How much harm is tolerated, and how sure the guard must be.
+
+    A policy starts from the preset that ``base`` names; what is not given has the
+    preset's value. Any limit that differs from the preset needs a ``reason``, and
+    both stand in the verdict. Drops and margins are fractions of images (0.01 is
+    one point of accuracy), NLL is in nats, ratios are candidate / incumbent.
+
+    ``level`` is the chance, over *all* looks at the holdouts of a model together,
+    that a candidate is let through whose true drop is as large as a margin.
+    """
+
+    base: Preset = "balanced"
+    reason: str = pydantic.Field(default="", max_length=1000)
+
+    level: float = pydantic.Field(default=0.05, ge=1e-4, le=0.2)
+
+    source_drop_limit: float = pydantic.Field(default=0.01, ge=0, le=1)
+    source_margin: float = pydantic.Field(default=0.03, gt=0, le=1)
+
+    target_goal: Literal["not_worse", "better"] = "not_worse"
+    target_margin: float = pydantic.Field(default=0.05, ge=0, le=1)
+
+    class_drop_limit: float = pydantic.Field(default=0.05, ge=0, le=1)
+    class_minimum: int = pydantic.Field(default=1, ge=0, le=10_000)
+    slice_drop_limit: float = pydantic.Field(default=0.05, ge=0, le=1)
+
+    nll_rise_limit: float = pydantic.Field(default=0.25, ge=0, le=100)
+    ece_rise_limit: float = pydantic.Field(default=0.1, ge=0, le=1)
+
+    size_ratio_limit: float = pydantic.Field(default=1.1, gt=0, le=100)
+    latency_ratio_limit: float = pydantic.Field(default=2.0, gt=0, le=100)
+
+    label_suspects_limit: float = pydantic.Field(default=0.15, ge=0, le=1)
+
+    first_minimum: int = pydantic.Field(default=30, ge=1, le=1_000_000)
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The policy of this name, unchanged.
+
+        Raises:
+            InvalidSpec: there is no such preset.
+        """
+        if name not in _PRESETS:
+            raise InvalidSpec(f"no guard preset {name!r}; there are {', '.join(_PRESETS)}")
+        return cls.model_validate({"base": name})
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _start_from_base(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**_PRESETS.get(str(values.get("base", "balanced")), {}), **values}
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source_drop_limit >= self.source_margin:
+            raise ValueError(
+                "source_drop_limit must lie below source_margin: a drop between an observed "
+                "limit and its margin is what more images decide"
+            )
+        if self.target_goal == "not_worse" and self.target_margin == 0:
+            raise ValueError(
+                "no number of images shows a target to be not worse by a margin of 0; "
+                "give a target_margin, or ask for target_goal 'better'"
+            )
+        if self.overrides and not self.reason.strip():
+            raise ValueError(
+                f"{', '.join(self.overrides)} differ from the preset {self.base!r}: give a reason"
+            )
+        return self
+
+    @property
+    def overrides(self) -> dict[str, pydantic.JsonValue]:
+        """The limits that differ from the preset, with the preset's values."""
+        start = {
+            name: field.default
+            for name, field in type(self).model_fields.items()
+            if name not in ("base", "reason")
+        } | _PRESETS[self.base]
+        return {name: value for name, value in start.items() if getattr(self, name) != value}
