@@ -1,0 +1,40 @@
+"""What every test stands on: where real photographs lie, and when a GPU test can run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The machines that run these tests are shared: a slow example is no failure, and CI
+# must not fail on a case that the next run would not draw.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch  # seconds, so only where a test asks for a GPU
+
+    if torch.cuda.is_available():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder of real photographs: ``<domain>/<label>/<image>``."""
+    folder = Path(
+        os.environ.get("ACCLIMATE_TEST_PHOTOS", ROOT.parent / "shared" / "data" / "office-caltech")
+    )
+    if not folder.is_dir():
+        pytest.skip(f"no photographs at {folder}; name a folder with ACCLIMATE_TEST_PHOTOS")
+    return folder
