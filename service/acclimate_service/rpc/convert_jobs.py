@@ -1,0 +1,292 @@
+"""Domains, batches, jobs and their events: only proto ↔ domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from acclimate.v1 import adaptation_pb2 as pb
+from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.domain.examples import Domain, LabeledBatch, Role, Split
+from acclimate_service.domain.guard import GuardPolicy
+from acclimate_service.domain.job import EventKind, Job, JobEvent, JobKind, JobSpec, JobState, Phase
+from acclimate_service.domain.names import DomainName, ModelName, check_id
+from acclimate_service.rpc import fields
+
+TAG_COUNT: Final = 16
+TAG_LENGTH: Final = 100  # characters
+ID_LENGTH: Final = 300  # characters; an uploader's file name
+
+_ROLES: Final = {
+    pb.ROLE_TRAIN: Role.TRAIN,
+    pb.ROLE_HOLDOUT: Role.HOLDOUT,
+    pb.ROLE_REPLAY: Role.REPLAY,
+    pb.ROLE_AUTO: Role.AUTO,
+}
+_ROLES_OUT: Final = {role: number for number, role in _ROLES.items()}
+_STATES: Final = {
+    pb.AdaptationJob.STATE_QUEUED: JobState.QUEUED,
+    pb.AdaptationJob.STATE_RUNNING: JobState.RUNNING,
+    pb.AdaptationJob.STATE_SUCCEEDED: JobState.SUCCEEDED,
+    pb.AdaptationJob.STATE_REJECTED: JobState.REJECTED,
+    pb.AdaptationJob.STATE_INCONCLUSIVE: JobState.INCONCLUSIVE,
+    pb.AdaptationJob.STATE_FAILED: JobState.FAILED,
+    pb.AdaptationJob.STATE_CANCELLED: JobState.CANCELLED,
+}
+_STATES_OUT: Final = {state: number for number, state in _STATES.items()}
+_KINDS_OUT: Final = {
+    JobKind.REGISTER: pb.AdaptationJob.KIND_REGISTER,
+    JobKind.BOOTSTRAP: pb.AdaptationJob.KIND_BOOTSTRAP,
+    JobKind.ADAPT: pb.AdaptationJob.KIND_ADAPT,
+}
+_PHASES_OUT: Final = {
+    None: pb.AdaptationJob.PHASE_UNSPECIFIED,
+    Phase.PREPARING: pb.AdaptationJob.PHASE_PREPARING,
+    Phase.PROBING: pb.AdaptationJob.PHASE_PROBING,
+    Phase.TUNING: pb.AdaptationJob.PHASE_TUNING,
+    Phase.BLENDING: pb.AdaptationJob.PHASE_BLENDING,
+    Phase.EXPORTING: pb.AdaptationJob.PHASE_EXPORTING,
+    Phase.JUDGING: pb.AdaptationJob.PHASE_JUDGING,
+}
+_EVENTS_OUT: Final = {
+    EventKind.STATE: pb.JobEvent.KIND_STATE,
+    EventKind.PHASE: pb.JobEvent.KIND_PHASE,
+    EventKind.EPOCH: pb.JobEvent.KIND_EPOCH,
+    EventKind.DECISION: pb.JobEvent.KIND_DECISION,
+    EventKind.WARNING: pb.JobEvent.KIND_WARNING,
+    EventKind.VERDICT: pb.JobEvent.KIND_VERDICT,
+}
+_OPTIONAL: Final = (
+    "epochs",
+    "budget_seconds",
+    "batch_size",
+    "seed",
+    "replay_per_class",
+    "views",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDomain:
+    """A domain as asked for."""
+
+    name: DomainName
+    labels: tuple[str, ...]
+    description: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How an upload begins."""
+
+    domain: DomainName
+    role: Role
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job as asked for. ``base`` is the name of a version or an alias, or empty."""
+
+    model: ModelName
+    domain: DomainName
+    base: str
+    spec: JobSpec
+    request_id: str
+
+
+def new_domain(request: pb.CreateDomainRequest) -> NewDomain:
+    """Read a domain.
+
+    Raises:
+        InvalidName: the id is not a slug.
+        InvalidSpec: fewer than two labels, or a field that makes no sense.
+    """
+    labels = fields.labels("labels", request.labels)
+    if len(labels) < 2:
+        raise InvalidSpec("labels: a domain needs at least two", field="labels")
+    return NewDomain(
+        name=DomainName(check_id(request.domain_id)),
+        labels=labels,
+        description=fields.text("description", request.description, limit=2000),
+        request_id=fields.request_id(request.request_id),
+    )
+
+
+def domain(value: Domain, counts: Mapping[str, Mapping[Split, int]]) -> pb.Domain:
+    """Write a domain with its *counts*: label → split → committed images."""
+    return pb.Domain(
+        name=str(value.name),
+        labels=value.labels,
+        description=value.description,
+        counts=[
+            pb.LabelCount(
+                label=label,
+                train=counts.get(label, {}).get(Split.TRAIN, 0),
+                select=counts.get(label, {}).get(Split.SELECT, 0),
+                verify=counts.get(label, {}).get(Split.VERIFY, 0),
+            )
+            for label in value.labels
+        ],
+        create_time=fields.timestamp(value.created_at),
+    )
+
+
+def opening(message: pb.UploadBatchRequest.Open) -> Opening:
+    """Read how an upload begins.
+
+    Raises:
+        InvalidName: ``parent`` is not a domain's name.
+        InvalidSpec: no role, or no request_id, without which nothing is resumable.
+    """
+    if message.role not in _ROLES:
+        raise InvalidSpec("role must be TRAIN, HOLDOUT, REPLAY or AUTO", field="role")
+    return Opening(
+        domain=DomainName.parse(message.parent),
+        role=_ROLES[message.role],
+        request_id=fields.request_id(message.request_id, required=True),
+    )
+
+
+def tags(values: list[str]) -> tuple[str, ...]:
+    """Slice names such as ``camera=3``.
+
+    Raises:
+        InvalidSpec: too many, one twice, or one that is not a plain line.
+    """
+    if len(values) > TAG_COUNT:
+        raise InvalidSpec(f"an example has at most {TAG_COUNT} tags", field="tags")
+    for index, value in enumerate(values):
+        fields.text(f"tags[{index}]", value, limit=TAG_LENGTH, required=True)
+    if len(set(values)) != len(values):
+        raise InvalidSpec("tags: one is given twice", field="tags")
+    return tuple(values)
+
+
+def batch(value: LabeledBatch) -> pb.LabeledBatch:
+    """Write a batch."""
+    return pb.LabeledBatch(
+        name=str(value.name),
+        role=_ROLES_OUT[value.role],
+        committed=value.committed,
+        accepted=value.accepted,
+        duplicates=value.duplicates,
+        rejected=value.rejected,
+        create_time=fields.timestamp(value.created_at),
+    )
+
+
+def new_job(request: pb.CreateAdaptationJobRequest) -> NewJob:
+    """Read a job.
+
+    Raises:
+        InvalidName: a resource name has the wrong form.
+        InvalidSpec: the spec makes no sense.
+    """
+    return NewJob(
+        model=ModelName.parse(request.model),
+        domain=DomainName.parse(request.domain),
+        base=fields.text("base", request.base, limit=300),
+        spec=spec(request.spec),
+        request_id=fields.request_id(request.request_id),
+    )
+
+
+def spec(message: pb.AdaptationSpec) -> JobSpec:
+    """Read a spec; unset fields take ``JobSpec``'s defaults.
+
+    Raises:
+        InvalidSpec: a value is out of range, or the guard refuses an override.
+    """
+    given: dict[str, object] = {
+        name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)
+    }
+    if message.strategy:
+        given["strategy"] = message.strategy
+    if message.promote_to:
+        given["promote_to"] = check_id(message.promote_to)
+    policy: dict[str, object] = dict(fields.json_of("guard_overrides", message.guard_overrides))
+    if "base" in policy:
+        raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
+    GuardPolicy.preset(fields.text("guard_preset", message.guard_preset, limit=64) or "balanced")
+    policy["base"] = message.guard_preset or "balanced"
+    guard = fields.checked(GuardPolicy, policy, field="spec.guard_overrides")
+    return fields.checked(
+        JobSpec,
+        {**given, "extend_labels": message.extend_labels, "guard": guard},
+        field="spec",
+    )
+
+
+def spec_out(value: JobSpec) -> pb.AdaptationSpec:
+    """Write a spec with every field filled in: what the job really does."""
+    message = pb.AdaptationSpec(
+        strategy=value.strategy,
+        epochs=value.epochs,
+        batch_size=value.batch_size,
+        seed=value.seed,
+        replay_per_class=value.replay_per_class,
+        views=value.views,
+        extend_labels=value.extend_labels,
+        promote_to=value.promote_to or "",
+        guard_preset=value.guard.base,
+        guard_overrides=fields.struct_of(
+            {name: getattr(value.guard, name) for name in value.guard.overrides}
+            | ({"reason": value.guard.reason} if value.guard.reason else {})
+        ),
+    )
+    if value.budget_seconds is not None:
+        message.budget_seconds = value.budget_seconds
+    return message
+
+
+def job_state(number: int) -> JobState | None:
+    """The state to filter by; None for all.
+
+    Raises:
+        InvalidSpec: there is no such state.
+    """
+    if number == pb.AdaptationJob.STATE_UNSPECIFIED:
+        return None
+    if number not in _STATES:
+        raise InvalidSpec(f"state: {number} is no state of a job", field="state")
+    return _STATES[pb.AdaptationJob.State.ValueType(number)]
+
+
+def job(value: Job) -> pb.AdaptationJob:
+    """Write a job."""
+    return pb.AdaptationJob(
+        name=str(value.name),
+        kind=_KINDS_OUT[value.draft.kind],
+        model=str(value.draft.model),
+        incumbent=str(value.draft.incumbent or ""),
+        source_domain=str(value.draft.source or ""),
+        target_domain=str(value.draft.target or ""),
+        spec=spec_out(value.draft.spec),
+        state=_STATES_OUT[value.state],
+        phase=_PHASES_OUT[value.phase],
+        attempt=value.attempt,
+        cancel_requested=value.cancel_requested,
+        version=str(value.version or ""),
+        failure_reason=value.failure.reason if value.failure else "",
+        failure_message=value.failure.message if value.failure else "",
+        summary=fields.struct_of(value.summary),
+        create_time=fields.timestamp(value.created_at),
+        start_time=fields.timestamp(value.started_at),
+        end_time=fields.timestamp(value.ended_at),
+    )
+
+
+def event(value: JobEvent, state: JobState) -> pb.JobEvent:
+    """Write one line of a job's story, sent while the job was in *state*."""
+    return pb.JobEvent(
+        sequence=value.sequence,
+        time=fields.timestamp(value.at),
+        kind=_EVENTS_OUT[value.kind],
+        phase=_PHASES_OUT[value.phase],
+        message=value.message,
+        facts=fields.struct_of(value.facts),
+        state=_STATES_OUT[state],
+    )

@@ -1,0 +1,244 @@
+"""What surrounds every call: parsing, bounds, a time limit, the log, the status.
+
+Handlers are replaced by wrappers that take the raw bytes, because the transport's own
+parser answers malformed messages with UNKNOWN and an exception's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from acclimate_service.domain.errors import ServiceError
+from acclimate_service.rpc import fields, status
+from acclimate_service.rpc.bounds import Gate
+from acclimate_service.rpc.metrics import Metrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Continuation = Callable[
+    [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+]
+
+REQUEST_ID_KEY: Final = "x-request-id"
+_QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one method is bounded: who shares its gate, and how long a unary call may take."""
+
+    gate: Gate
+    seconds: float | None  # None: as long as the client likes (streams)
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps each method's handler, once for each call.
+
+    *rules* are by full method name (``/package.Service/Method``); *default* holds for
+    unary methods without one. Health and reflection pass without a gate.
+    """
+
+    def __init__(self, *, rules: Mapping[str, Rule], default: Rule, metrics: Metrics) -> None:
+        self._rules = rules
+        self._default = default
+        self._metrics = metrics
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:  # a handler of the same kind as the one found, or None
+        """Find the handler and wrap it."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        given = dict(handler_call_details.invocation_metadata or ()).get(REQUEST_ID_KEY, "")
+        if not (isinstance(given, str) and fields.REQUEST_ID.fullmatch(given)):
+            given = uuid.uuid4().hex
+        call = _Call(
+            method=method,
+            call_id=given,
+            rule=None if method.startswith(_QUIET) else self._rules.get(method, self._default),
+            metrics=self._metrics,
+            parse=handler.request_deserializer,
+        )
+        write = handler.response_serializer
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                call.unary_unary(handler.unary_unary), None, write
+            )
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                call.stream_unary(handler.stream_unary), None, write
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                call.unary_stream(handler.unary_stream), None, write
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            call.stream_stream(handler.stream_stream), None, write
+        )
+
+
+class _Call:
+    """One call, from its first byte to its status."""
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        call_id: str,
+        rule: Rule | None,
+        metrics: Metrics,
+        parse: Callable[[bytes], Any] | None,
+    ) -> None:
+        self._method = method
+        self._call_id = call_id
+        self._rule = rule
+        self._metrics = metrics
+        self._parse = parse or bytes
+        self._code = grpc.StatusCode.OK
+        self._started = 0.0
+
+    # ── the four shapes of a call ────────────────────────────────────────────
+
+    def unary_unary(self, act: Any) -> Any:
+        async def answer(raw: bytes, context: Context) -> Any:
+            async with self._around(context), asyncio.timeout(self._seconds):
+                return await act(self._parse(raw), context)
+
+        return answer
+
+    def stream_unary(self, act: Any) -> Any:
+        async def answer(raws: AsyncIterator[bytes], context: Context) -> Any:
+            async with self._around(context), asyncio.timeout(self._seconds):
+                return await act(self._messages(raws), context)
+
+        return answer
+
+    def unary_stream(self, act: Any) -> Any:
+        async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
+            async with self._around(context):
+                async for message in _written(act(self._parse(raw), context)):
+                    yield message
+
+        return answer
+
+    def stream_stream(self, act: Any) -> Any:
+        async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            async with self._around(context):
+                async for message in _written(act(self._messages(raws), context)):
+                    yield message
+
+        return answer
+
+    # ── what they share ──────────────────────────────────────────────────────
+
+    @property
+    def _seconds(self) -> float | None:
+        return None if self._rule is None else self._rule.seconds
+
+    @asynccontextmanager
+    async def _around(self, context: Context) -> AsyncIterator[None]:
+        self._begin(context)
+        try:
+            with nullcontext() if self._rule is None else self._rule.gate.enter():
+                yield
+        # Everything: this is the one place behind which only the transport is left.
+        except BaseException as error:  # noqa: BLE001
+            await self._refuse(error, context)
+        finally:
+            self._end()
+
+    async def _messages(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for raw in raws:
+            yield self._parse(raw)
+
+    def _begin(self, context: Context) -> None:
+        self._started = time.monotonic()
+        self._metrics.open.labels(self._method).inc()
+        # Each call runs in a context of its own, so nothing has to be unbound.
+        structlog.contextvars.bind_contextvars(
+            rpc=self._method, request_id=self._call_id, peer=status.printable(context.peer(), 100)
+        )
+
+    def _end(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._metrics.open.labels(self._method).dec()
+        self._metrics.calls.labels(self._method, self._code.name).inc()
+        self._metrics.seconds.labels(self._method).observe(seconds)
+        if self._rule is not None:
+            structlog.get_logger(__name__).debug(
+                "call ended", code=self._code.name, seconds=round(seconds, 4)
+            )
+
+    async def _refuse(self, error: BaseException, context: Context) -> None:
+        """End the call with the status that *error* stands for.
+
+        Raises:
+            AbortError: always, unless *error* itself must go through: the client's
+                cancellation, or a status that was set before.
+        """
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)) or context.cancelled():
+            self._code = grpc.StatusCode.CANCELLED
+            raise error
+        if isinstance(error, grpc.aio.AbortError):
+            self._code = _spoken(context)
+            raise error
+        answer = self._status(error)
+        self._code = status.grpc_code(answer)
+        structlog.get_logger(__name__).info(
+            "call refused", code=self._code.name, message=answer.message
+        )
+        await context.abort(self._code, answer.message, status.trailing(answer))
+
+    def _status(self, error: BaseException) -> status_pb2.Status:
+        if isinstance(error, ServiceError):
+            return status.status_of(error)
+        if isinstance(error, DecodeError):
+            return status.refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_MESSAGE",
+                "the bytes are not a message of this method's type, or nest too deeply",
+            )
+        if isinstance(error, TimeoutError):
+            return status.refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "TIME_LIMIT",
+                "the call took longer than the server allows; it may still take effect, so "
+                "repeat it with the same request_id",
+            )
+        return status.unexpected(error)
+
+
+def _spoken(context: Context) -> grpc.StatusCode:
+    """The code that a handler set itself; the transport keeps it as its bare number."""
+    number: object = context.code()
+    for code in grpc.StatusCode:
+        if number in (code, code.value[0]):
+            return code
+    return grpc.StatusCode.UNKNOWN
+
+
+async def _written(outcome: Any) -> AsyncIterator[Any]:
+    """The messages of a handler, written as a generator or with ``context.write``."""
+    if hasattr(outcome, "__aiter__"):
+        try:
+            async for message in outcome:
+                yield message
+        finally:
+            # Not left to the garbage collector: a handler's own `finally` gives back
+            # what the call holds.
+            await outcome.aclose()
+    else:
+        await outcome

@@ -1,0 +1,43 @@
+"""What the server counts about its calls, for Prometheus."""
+
+from __future__ import annotations
+
+import prometheus_client
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own so that two can live in one test."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        self.calls = prometheus_client.Counter(
+            "acclimate_rpc_total",
+            "Calls ended, by method and gRPC code.",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        self.seconds = prometheus_client.Histogram(
+            "acclimate_rpc_seconds",
+            "Seconds from a call's first message to its end, by method.",
+            ["method"],
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+        )
+        self.open = prometheus_client.Gauge(
+            "acclimate_rpc_open",
+            "Calls open now, by method.",
+            ["method"],
+            registry=self.registry,
+        )
+        self.examples = prometheus_client.Counter(
+            "acclimate_examples_total",
+            "Uploaded examples answered: accepted, duplicate, or the reason of a refusal.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.swaps = prometheus_client.Counter(
+            "acclimate_alias_moves_total",
+            "Aliases that this server moved or followed, by result (served, failed).",
+            ["result"],
+            registry=self.registry,
+        )
