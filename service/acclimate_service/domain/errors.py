@@ -108,6 +108,12 @@ class UnsupportedArchitecture(ServiceError):
     reason = "UNSUPPORTED_ARCHITECTURE"
 
 
+class WeightsUnavailable(ServiceError):
+    """Weights cannot be fetched from where they are said to be."""
+
+    reason = "WEIGHTS_UNAVAILABLE"
+
+
 class InputMismatch(ServiceError):
     """A tensor's shape, dtype or values are not what the model takes."""
 

@@ -201,8 +201,7 @@ class Network(nn.Module):
             mean, spread = old.weight.mean(dim=0), old.weight.std()
             noise = torch.randn(added, old.in_features, generator=generator).to(old.weight)
             new.weight.copy_(torch.cat([old.weight, mean + 0.1 * spread * noise]))
-            bias = torch.zeros(old.out_features).to(old.weight) if old.bias is None else old.bias
-            new.bias.copy_(torch.cat([bias, bias.mean().expand(added)]))
+            new.bias.copy_(torch.cat([old.bias, old.bias.mean().expand(added)]))
         self._set_head(new)
 
     def _set_head(self, head: nn.Linear) -> None:
@@ -242,6 +241,15 @@ def build(architecture: Architecture, *, labels: int, size: int | None = None) -
             cannot be cut into stages.
         InvalidSpec: the architecture cannot take images of *size*.
     """
+    try:
+        return _build(architecture, labels=labels, size=size)
+    except RuntimeError as error:  # how torch says that a feature map became too small
+        if size is None:
+            raise
+        raise families.wrong_size(architecture, size, str(error)) from error
+
+
+def _build(architecture: Architecture, *, labels: int, size: int | None) -> Network:
     model, cut, preprocessing = families.make(architecture, labels=labels, size=size)
     blocks = [Stage(f"block{index}", steps) for index, steps in enumerate(cut.blocks)]
     network = Network(
@@ -261,6 +269,8 @@ def _check_cut(network: Network) -> None:
     Raises:
         UnsupportedArchitecture: they do not.
     """
+    if dict(network.head.named_parameters()).keys() != {"weight", "bias"}:
+        raise _uncuttable(network, "its last layer has no bias")
     owned = [id(t) for part in (*network.stages, network.head) for t in _tensors(part)]
     if sorted(owned) != sorted(id(tensor) for tensor in _tensors(network.model)):
         raise _uncuttable(network, "its stages would not cover every tensor exactly once")
