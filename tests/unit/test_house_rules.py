@@ -172,7 +172,7 @@ def test_the_lock_has_what_pyproject_asks_for() -> None:
     assert unmet == []
 
 
-@pytest.mark.parametrize("lock", ["boot.txt", "dev.txt", "protos.txt", "serve.txt", "work.txt"])
+@pytest.mark.parametrize("lock", sorted(path.name for path in ROOT.glob("requirements/*.txt")))
 def test_every_pin_has_a_hash(lock: str) -> None:
     entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements" / lock).read_text())
     bare = [entry.splitlines()[0] for entry in entries[1:] if "--hash=sha256:" not in entry]
@@ -186,6 +186,6 @@ def test_what_serves_is_installed_without_torch() -> None:
 def test_what_is_deployed_is_what_was_tested() -> None:
     tested = pins("dev.txt")
     tested["onnxruntime"] = tested["onnxruntime-gpu"]
-    for lock in ("serve.txt", "work.txt"):
+    for lock in ("build.txt", "serve.txt", "work.txt"):
         untested = {name for name, version in pins(lock).items() if tested.get(name) != version}
         assert untested == set(), lock

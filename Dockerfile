@@ -1,0 +1,87 @@
+# Three images from one file:
+#
+#     docker build --target serve -t acclimate-serve .  # predictions and the API; no torch
+#     docker build --target work  -t acclimate-work  .  # one worker, for one device
+#     docker build --target all   -t acclimate       .  # both, over SQLite and a folder
+#
+# Each runs as a user without rights on a root file system that may be read-only; the
+# volume is the only place that is kept, /tmp is scratch:
+#
+#     docker run --read-only --tmpfs /tmp -v acclimate:/var/lib/acclimate -p 50051:50051 acclimate
+#
+# Every package is checked by hash against requirements/, and each image gets the
+# versions that the tests ran on. For a GPU, add --gpus all.
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS base
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+# ── the wheel, and an environment for each kind of process ───────────────────
+
+FROM base AS wheel
+WORKDIR /src
+COPY requirements/build.txt requirements/
+RUN pip install --require-hashes -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY clients clients
+COPY service service
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+
+FROM base AS serve-environment
+COPY requirements/serve.txt /requirements/
+RUN python -m venv /opt/acclimate \
+    && /opt/acclimate/bin/pip install --require-hashes -r /requirements/serve.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/acclimate/bin/pip install --no-deps --no-index /wheels/*.whl
+
+FROM base AS work-environment
+COPY requirements/work.txt /requirements/
+RUN python -m venv /opt/acclimate \
+    && /opt/acclimate/bin/pip install --require-hashes -r /requirements/work.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/acclimate/bin/pip install --no-deps --no-index /wheels/*.whl
+
+# ── what runs ────────────────────────────────────────────────────────────────
+
+FROM base AS runtime
+# A fixed number, so that a volume's owner stays the same over releases.
+RUN groupadd --gid 10001 acclimate \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/acclimate acclimate \
+    && install --directory --owner=10001 --group=10001 --mode=0750 /var/lib/acclimate
+# Libraries that keep caches in a home would write to the volume, and matplotlib does.
+ENV PATH=/opt/acclimate/bin:$PATH \
+    ACCLIMATE_HOME=/var/lib/acclimate \
+    MPLCONFIGDIR=/tmp/matplotlib
+VOLUME /var/lib/acclimate
+WORKDIR /var/lib/acclimate
+USER 10001:10001
+STOPSIGNAL SIGTERM
+
+FROM runtime AS work
+COPY --from=work-environment /opt/acclimate /opt/acclimate
+# It listens to nothing: a dead worker's container ends, and a hung one is seen by its
+# lease, which then goes to another.
+HEALTHCHECK NONE
+CMD ["acclimate", "work"]
+
+FROM runtime AS serve
+COPY --from=serve-environment /opt/acclimate /opt/acclimate
+# All addresses of the container's own network; what is published is the host's choice.
+ENV ACCLIMATE_HOST=0.0.0.0
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["acclimate", "health"]
+CMD ["acclimate", "serve"]
+
+# The last target is what a plain `docker build .` makes.
+FROM runtime AS all
+COPY --from=work-environment /opt/acclimate /opt/acclimate
+ENV ACCLIMATE_HOST=0.0.0.0
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["acclimate", "health"]
+CMD ["acclimate", "up"]
