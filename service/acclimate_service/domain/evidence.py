@@ -69,8 +69,11 @@ class Paired:
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What an exported file costs. ``milliseconds`` is the median time for one image,
-    both files timed in turn on the same machine; None if nobody measured."""
+    """What an exported file costs.
+
+    ``milliseconds`` is the median time for one image, both files timed in turn on
+    the same machine; None if nobody measured.
+    """
 
     bytes: int
     milliseconds: float | None = None
@@ -81,21 +84,27 @@ class Evidence:
     """Everything an adaptation is judged by.
 
     ``looks`` counts how often verify sets of this model were looked at before;
-    ``label_suspects`` is the share of the target's train labels that were
-    screened as suspect; ``earlier`` holds every domain accepted before.
+    ``target_looks`` how often the target's own was, if that is known to be less
+    (a domain that is new). ``label_suspects`` is the share of the target's train
+    labels that were screened as suspect; ``earlier`` holds every domain accepted
+    before; ``labels`` are the candidate's class names, for messages.
     """
 
     source: Paired | None
     target: Paired
     earlier: tuple[Paired, ...] = ()
     looks: int = 0
+    target_looks: int | None = None
     label_suspects: float = 0.0
+    labels: tuple[str, ...] = ()
     incumbent_file: FileFacts | None = None
     candidate_file: FileFacts | None = None
 
     def __post_init__(self) -> None:
-        if self.looks < 0 or not 0 <= self.label_suspects <= 1:
+        if self.looks < 0 or (self.target_looks or 0) < 0 or not 0 <= self.label_suspects <= 1:
             raise InvalidSpec("looks must not be negative, label_suspects a share in [0, 1]")
+        if len({pairs.name for pairs in self.earlier}) < len(self.earlier):
+            raise InvalidSpec("a domain accepted earlier is given twice")
 
 
 def _top_is(probabilities: Floats, labels: Ints) -> Bools:

@@ -1,9 +1,46 @@
-"""The guard: whether a candidate may become a version."""
+"""The guard: whether a candidate may become a version.
+
+The rule, in full. It fails closed: a candidate is ACCEPTed only if every check
+accepts, REJECTed if any check shows harm, and INCONCLUSIVE otherwise, with the
+number of verify images that would decide.
+
+* **Source**: the observed drop is at most ``source_drop_limit`` *and* a true drop
+  of ``source_margin`` is excluded. Over the limit and not by chance: REJECT.
+* **Every domain accepted earlier**: the same, with its own limit and margin.
+* **Target**: not worse as observed, and a drop of ``target_margin`` is excluded;
+  or, where the goal is "better", a gain is shown.
+* **Classes and slices** of every set: REJECT for a loss that stands after Holm's
+  correction; INCONCLUSIVE for a drastic one that too few images show.
+* **Coverage**: every class the incumbent knows has source-verify images, every
+  class it does not know has target-verify images.
+* **NLL and ECE**, the **size** and **latency** of the file, **suspect labels**:
+  within their limits. Answers that are no probabilities are harm.
+
+Because *all* checks must accept, each may use the whole level: a candidate that
+is worse by a margin anywhere passes that one check with at most this chance
+(the intersection-union principle; Berger, Technometrics 24 (1982), 295-300).
+Looks are what adds up, so the level is spent over them. See ``tolerance.py`` for
+the three answers to a drop and ``statistics.py`` for the bounds.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import pydantic
+
+from acclimate_service.domain import checks
+from acclimate_service.domain.calibration import (
+    Calibration,
+    calibration,
+    expected_calibration_error,
+    losses,
+)
+from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.evidence import Evidence, FileFacts, Floats, Ints, Paired
+from acclimate_service.domain.groups import class_masks
+from acclimate_service.domain.measure import Json, measure, share
 from acclimate_service.domain.policy import GuardPolicy
+from acclimate_service.domain.statistics import wilson
 from acclimate_service.domain.verdict import Check, Decision, Verdict
 
 __all__ = [
@@ -20,17 +57,198 @@ __all__ = [
 
 
 def judge(policy: GuardPolicy, evidence: Evidence) -> Verdict:
-    """Weigh what the candidate forgot against what it gained."""
-    n = len(evidence.target)
-    return _undecided(f"under {policy.base} limits, nothing was checked on {n} target images")
+    """Weigh what the candidate forgot against what it gained, by the rule above."""
+    sets: list[tuple[str, Paired | None]] = [("source", evidence.source)]
+    sets += [("earlier", pairs) for pairs in evidence.earlier]
+    sets += [("target", evidence.target)]
+
+    broken = [check for role, pairs in sets for check in _unsound(role, pairs)]
+    if broken:
+        return _conclude(policy, broken, evidence.looks, {})
+
+    found: list[Check] = []
+    measured: list[pydantic.JsonValue] = []
+    for role, pairs in sets:
+        allowed = checks.tolerance(policy, role, evidence)
+        accuracy = checks.accuracy(_title(role, pairs), pairs, allowed)
+        found.append(accuracy)
+        if pairs is not None and len(pairs):
+            confidence = calibration(pairs)
+            found += _beyond_accuracy(policy, role, pairs, confidence, evidence.labels)
+            seen = measure(pairs, accuracy, allowed, confidence, evidence.labels)
+            measured.append({"role": role, **seen})
+    found.append(checks.label_noise(policy, evidence.label_suspects))
+    found += checks.costs(policy, evidence)
+    return _conclude(
+        policy, found, evidence.looks, {"sets": measured, **_backward_transfer(evidence)}
+    )
 
 
 def judge_first(
-    policy: GuardPolicy, *, labels: Ints, probabilities: Floats, majority: float | None = None
+    policy: GuardPolicy,
+    *,
+    labels: Ints,
+    probabilities: Floats,
+    majority: float | None = None,
+    names: tuple[str, ...] = (),
 ) -> Verdict:
-    """Weigh a first version, which has no incumbent, against the majority class."""
-    return _undecided(f"under {policy.base} limits, nothing was checked on {len(labels)} images")
+    """Weigh a first version, which has no incumbent.
+
+    It must beat the majority class on the source-verify images: Wilson's lower
+    bound of its accuracy above the rate of always answering the most frequent
+    class (of *majority*, if given, and what these *labels* [N] say, the larger).
+    Fewer than ``first_minimum`` images, or a class without any, is INCONCLUSIVE.
+    """
+    pairs = Paired(name="source", labels=labels, incumbent=probabilities, candidate=probabilities)
+    unsound = checks.sound_probabilities("source", probabilities)
+    if unsound is not None:
+        return _conclude(policy, [unsound], 0, {})
+    n = len(labels)
+    counts = np.bincount(labels, minlength=1)
+    rate = max(float(counts.max()) / n if n else 1 / probabilities.shape[1], majority or 0.0)
+    if not 0 < rate <= 1:
+        raise InvalidSpec("majority must be a share in (0, 1]")
+    found = [_beats_majority(policy, int(pairs.after.sum()), n, rate)]
+    found.append(
+        checks.coverage("source", pairs, range(probabilities.shape[1]), names, policy.class_minimum)
+    )
+    measurements: Json = {
+        "n": n,
+        "accuracy": share(int(pairs.after.sum()), n),
+        "majority": rate,
+        "ece": expected_calibration_error(probabilities, labels),
+        "nll": float(losses(probabilities, labels).mean()) if n else None,
+        "classes": [
+            {"name": name, "n": int(mask.sum()), "right": int((pairs.after & mask).sum())}
+            for name, mask in class_masks(pairs, names).items()
+        ],
+    }
+    return _conclude(policy, found, 0, measurements)
 
 
-def _undecided(summary: str) -> Verdict:
-    return Verdict(decision=Decision.INCONCLUSIVE, checks=(), summary=summary, needed=None)
+def _title(role: str, pairs: Paired | None) -> str:
+    """What checks and messages call a set: "source", "target", "earlier domains/webcam"."""
+    return f"earlier {pairs.name}" if role == "earlier" and pairs is not None else role
+
+
+def _unsound(role: str, pairs: Paired | None) -> list[Check]:
+    """The REJECTs for answers that are no probabilities."""
+    if pairs is None:
+        return []
+    name = _title(role, pairs)
+    files = {f"{name} incumbent": pairs.incumbent, f"{name} candidate": pairs.candidate}
+    found = [checks.sound_probabilities(file, answers) for file, answers in files.items()]
+    return [check for check in found if check is not None]
+
+
+def _beyond_accuracy(
+    policy: GuardPolicy,
+    role: str,
+    pairs: Paired,
+    confidence: Calibration | None,
+    labels: tuple[str, ...],
+) -> list[Check]:
+    """The checks on classes, slices, coverage and calibration of one set."""
+    name, level = _title(role, pairs), policy.level
+    classes, slices = class_masks(pairs, labels), pairs.slices
+    found = [checks.classes(name, pairs, classes, limit=policy.class_drop_limit, level=level)]
+    if slices:
+        found.append(checks.slices(name, pairs, slices, limit=policy.slice_drop_limit, level=level))
+    known, every = pairs.incumbent.shape[1], pairs.candidate.shape[1]
+    if role == "source":
+        found.append(checks.coverage(name, pairs, range(known), labels, policy.class_minimum))
+    elif role == "target" and every > known:
+        found.append(
+            checks.coverage(name, pairs, range(known, every), labels, policy.class_minimum)
+        )
+    if confidence is not None:
+        found += checks.confidence(name, confidence, policy)
+    return found
+
+
+def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Check:
+    low, high = wilson(right, n, policy.level)
+    needed = None
+    seen = f"source: {right} of {n} images right (at least {low:.1%}); always answering the most "
+    seen += f"frequent class would get {rate:.1%}"
+    if n < policy.first_minimum:
+        decision, needed = Decision.INCONCLUSIVE, policy.first_minimum
+        message = f"{seen}; a first version is judged on at least {needed} verify images"
+    elif low > rate:
+        decision, message = Decision.ACCEPT, seen
+    elif right <= rate * n:
+        decision, message = Decision.REJECT, f"{seen}, which is no worse"
+    else:
+        decision, needed = Decision.INCONCLUSIVE, _enough_for(right / n, n, rate, policy.level)
+        message = f"{seen}, which is not excluded; about {needed} verify images would decide"
+    return Check(
+        name="source accuracy",
+        decision=decision,
+        unit="accuracy",
+        observed=right / n if n else None,
+        interval=(low, high) if n else None,
+        limit=rate,
+        n=n,
+        lost=0,
+        gained=0,
+        needed=needed,
+        message=message,
+    )
+
+
+def _enough_for(accuracy: float, n: int, rate: float, level: float) -> int:
+    """How many images would put the lower bound above *rate* < *accuracy*."""
+    while wilson(round(accuracy * n), n, level)[0] <= rate:
+        n += max(1, n // 20)
+    return n
+
+
+def _backward_transfer(evidence: Evidence) -> Json:
+    """What this job did to the domains accepted earlier: accuracy after minus before.
+
+    Lopez-Paz and Ranzato, NeurIPS 2017, but against the incumbent.
+    """
+    drops = {
+        pairs.name: float(pairs.after.mean() - pairs.before.mean())
+        for pairs in evidence.earlier
+        if len(pairs)
+    }
+    return {
+        "backward_transfer": dict(drops),
+        "mean_backward_transfer": sum(drops.values()) / len(drops) if drops else None,
+    }
+
+
+def _conclude(policy: GuardPolicy, found: list[Check], looks: int, measurements: Json) -> Verdict:
+    """The decision of all checks together, in one sentence, with the policy it rests on."""
+    rejecting = [check for check in found if check.decision is Decision.REJECT]
+    undecided = [check for check in found if check.decision is Decision.INCONCLUSIVE]
+    needed = None
+    if rejecting:
+        decision, summary = Decision.REJECT, _sentence("Rejected", rejecting)
+    elif undecided or not found:
+        decision, summary = Decision.INCONCLUSIVE, _sentence("Inconclusive", undecided)
+        needed = max((check.needed for check in undecided if check.needed), default=None)
+    else:
+        decision = Decision.ACCEPT
+        summary = _sentence("Accepted", [c for c in found if c.name.endswith(" accuracy")])
+    overrides: Json = dict(policy.overrides)
+    limits: Json = policy.model_dump(mode="json")
+    return Verdict(
+        decision=decision,
+        checks=tuple(found),
+        summary=summary,
+        needed=needed,
+        measurements={
+            **measurements,
+            "looks": looks,
+            "policy": limits,
+            "overrides": overrides,
+        },
+    )
+
+
+def _sentence(word: str, because: list[Check]) -> str:
+    rest = len(because) - 3
+    reasons = "; ".join(check.message for check in because[:3])
+    return f"{word}: {reasons}" + (f"; and {rest} more." if rest > 0 else ".")

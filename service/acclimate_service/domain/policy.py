@@ -19,6 +19,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "source_margin": 0.02,
         "target_goal": "better",
         "target_margin": 0.0,
+        "earlier_drop_limit": 0.005,
+        "earlier_margin": 0.02,
         "class_drop_limit": 0.02,
         "class_minimum": 5,
         "slice_drop_limit": 0.02,
@@ -34,6 +36,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "source_drop_limit": 0.03,
         "source_margin": 0.08,
         "target_margin": 0.1,
+        "earlier_drop_limit": 0.05,
+        "earlier_margin": 0.1,
         "class_drop_limit": 0.15,
         "class_minimum": 0,
         "slice_drop_limit": 0.15,
@@ -70,6 +74,9 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     target_goal: Literal["not_worse", "better"] = "not_worse"
     target_margin: float = pydantic.Field(default=0.05, ge=0, le=1)
 
+    earlier_drop_limit: float = pydantic.Field(default=0.02, ge=0, le=1)
+    earlier_margin: float = pydantic.Field(default=0.05, gt=0, le=1)
+
     class_drop_limit: float = pydantic.Field(default=0.05, ge=0, le=1)
     class_minimum: int = pydantic.Field(default=1, ge=0, le=10_000)
     slice_drop_limit: float = pydantic.Field(default=0.05, ge=0, le=1)
@@ -104,11 +111,12 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source_drop_limit >= self.source_margin:
-            raise ValueError(
-                "source_drop_limit must lie below source_margin: a drop between an observed "
-                "limit and its margin is what more images decide"
-            )
+        for domain in ("source", "earlier"):
+            if getattr(self, f"{domain}_drop_limit") >= getattr(self, f"{domain}_margin"):
+                raise ValueError(
+                    f"{domain}_drop_limit must lie below {domain}_margin: no number of images "
+                    "shows that a drop as large as the margin is smaller than it"
+                )
         if self.target_goal == "not_worse" and self.target_margin == 0:
             raise ValueError(
                 "no number of images shows a target to be not worse by a margin of 0; "

@@ -1,0 +1,123 @@
+"""Classes and slices: whether a candidate that is good on average hurts one part of the images.
+
+Many small groups are asked at once, so by chance alone some will look bad. A
+group is shown to be harmed when McNemar's exact p-value, adjusted by Holm over
+the groups that could show anything, is within the level. Groups too small for
+that are listed, and stop a candidate only when what is seen in them is drastic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pydantic
+
+from acclimate_service.domain.evidence import Bools, Paired
+from acclimate_service.domain.statistics import holm, mcnemar
+from acclimate_service.domain.verdict import Decision
+
+# What is drastic: a quarter of the group lost on balance with at most one chance
+# in eight (three lost, none gained), or a group that was mostly right and is now
+# wrong throughout.
+_DRASTIC_DROP = 0.25
+_DRASTIC_P = 0.125
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The paired outcomes on one class or slice. ``judged``: a loss of it could be shown."""
+
+    name: str
+    n: int
+    right_before: int
+    right_after: int
+    lost: int
+    gained: int
+    p: float
+    p_adjusted: float
+    judged: bool
+
+    @property
+    def drop(self) -> float:
+        """The share of the group's images lost on balance."""
+        return (self.lost - self.gained) / self.n
+
+    @property
+    def drastic(self) -> bool:
+        """Whether so much was lost that a small group cannot excuse it."""
+        collapsed = self.drop >= _DRASTIC_DROP and self.p <= _DRASTIC_P
+        gone = self.right_before >= max(2, self.n / 2) and self.right_after == 0
+        return collapsed or gone
+
+    def to_json(self) -> dict[str, pydantic.JsonValue]:
+        """The group as a row of the report."""
+        return {
+            "name": self.name,
+            "n": self.n,
+            "right_before": self.right_before,
+            "right_after": self.right_after,
+            "lost": self.lost,
+            "gained": self.gained,
+            "p": self.p,
+            "p_adjusted": self.p_adjusted,
+            "judged": self.judged,
+        }
+
+
+def class_masks(pairs: Paired, names: tuple[str, ...]) -> dict[str, Bools]:
+    """A mask for each class that has images, by its name, else by its index."""
+    return {
+        names[index] if index < len(names) else f"#{index}": pairs.labels == index
+        for index in range(pairs.candidate.shape[1])
+        if (pairs.labels == index).any()
+    }
+
+
+def groups(pairs: Paired, masks: Mapping[str, Bools], level: float) -> tuple[Group, ...]:
+    """The outcome on each group that has images, with p-values adjusted over the family.
+
+    A group belongs to the family if losing all that the incumbent had right would
+    be significant on its own, which the candidate has no say in (after Tarone,
+    Biometrics 46 (1990), 515-522).
+    """
+    before, after = pairs.before, pairs.after
+    rows = []
+    for name, mask in masks.items():
+        if not mask.any():
+            continue
+        right = int((before & mask).sum())
+        lost, gained = int((before & ~after & mask).sum()), int((~before & after & mask).sum())
+        judged = 0.5**right <= level
+        rows.append((name, int(mask.sum()), right, lost, gained, mcnemar(lost, gained), judged))
+    adjusted = iter(holm([row[5] for row in rows if row[6]]))
+    return tuple(
+        Group(
+            name=name,
+            n=n,
+            right_before=right,
+            right_after=right - lost + gained,
+            lost=lost,
+            gained=gained,
+            p=p,
+            p_adjusted=next(adjusted) if judged else 1.0,
+            judged=judged,
+        )
+        for name, n, right, lost, gained, p, judged in rows
+    )
+
+
+def verdict_on(group: Group, *, limit: float, level: float) -> Decision:
+    """REJECT for a loss over *limit* that is shown, INCONCLUSIVE for a drastic one that is not."""
+    if group.drop > limit and group.p_adjusted <= level:
+        return Decision.REJECT
+    return Decision.INCONCLUSIVE if group.drastic else Decision.ACCEPT
+
+
+def enlarged(group: Group, *, family: int, level: float) -> float:
+    """How many times as many images would show this group's loss, at the rates observed."""
+    factor = 1.0
+    while mcnemar(round(group.lost * factor), round(group.gained * factor)) > level / family:
+        factor *= 1.1
+    return math.ceil(10 * factor) / 10
