@@ -1,0 +1,215 @@
+"""The channel, and what every call on it shares: deadline, credentials, retries."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from acclimate._status import error_of, is_transient
+from acclimate.errors import AcclimateError, DeadlineExceeded
+
+
+class _Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
+Answer = TypeVar("Answer")
+Page = TypeVar("Page", bound=_Page)
+
+STREAM_SECONDS = 300.0  # the deadline of one resumable stream; the next one goes on from there
+FIRST_DELAY = 0.1  # seconds
+LAST_DELAY = 3.0
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    # gRPC's own waits grow to two minutes, in which every call fails at once: too
+    # long for an upload that waits for a server to come back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLS:
+    """How to encrypt: whose certificates to trust, and, for mTLS, which to show.
+
+    Args:
+        ca: PEM file of the trusted roots; None means the system's.
+        certificate: PEM file of the client's own chain.
+        key: PEM file of its private key.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """gRPC's form of it."""
+        read = [None if path is None else path.read_bytes() for path in (self.ca, self.key)]
+        chain = None if self.certificate is None else self.certificate.read_bytes()
+        return grpc.ssl_channel_credentials(read[0], read[1], chain)
+
+
+def is_loopback(target: str) -> bool:
+    """Whether *target* cannot leave this machine."""
+    host = target.rsplit(":", 1)[0].strip("[]")
+    return host in {"localhost", "::1"} or host.startswith(("127.", "unix"))
+
+
+class Connection:
+    """A channel that many threads may share.
+
+    Args:
+        target: ``host:port``.
+        timeout: seconds for one call, its retries included.
+        patience: seconds for which uploads and watches keep trying without progress.
+        retries: how often a call that may be repeated is repeated.
+        token: sent as a bearer token with every call.
+        tls: None means plain text.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float,
+        patience: float,
+        retries: int,
+        token: str | None,
+        tls: TLS | None,
+    ) -> None:
+        if token is not None and tls is None and not is_loopback(target):
+            raise ValueError(f"a token would travel in plain text to {target}; pass tls=TLS(...)")
+        self.target = target
+        self.timeout = timeout
+        self.patience = patience
+        self._retries = retries
+        self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self.channel = (
+            grpc.insecure_channel(target, options=_OPTIONS)
+            if tls is None
+            else grpc.secure_channel(target, tls.credentials(), options=_OPTIONS)
+        )
+
+    def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        self.channel.close()
+
+    def call(
+        self,
+        method: Callable[..., Answer],
+        request: Any,
+        *,
+        idempotent: bool,
+        timeout: float | None = None,
+    ) -> Answer:
+        """One unary call.
+
+        Raises:
+            AcclimateError: what the service or the connection answered instead.
+        """
+        return self.attempt(
+            lambda left: method(request, timeout=left, metadata=self.metadata),
+            idempotent=idempotent,
+            timeout=timeout,
+        )
+
+    def pages(self, method: Callable[..., Page], request: Any) -> Iterator[Page]:
+        """Every page of a listing; *request* is turned from page to page.
+
+        Raises:
+            AcclimateError: as `call`.
+        """
+        while True:
+            page = self.call(method, request, idempotent=True)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def attempt(
+        self,
+        once: Callable[[float], Answer],
+        *,
+        idempotent: bool,
+        timeout: float | None = None,
+    ) -> Answer:
+        """*once*, given the seconds that are left, and again after transient errors.
+
+        Raises:
+            AcclimateError: the last error, when it is not transient, the call may
+                not be repeated, or neither time nor retries are left.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        delays = Delays()
+        repeats = self._retries if idempotent else 0
+        while True:
+            try:
+                return once(max(deadline - time.monotonic(), 0.001))
+            except grpc.RpcError as failure:
+                error = error_of(failure)
+            delay = delays.next(error)
+            if not is_transient(error) or repeats == 0 or time.monotonic() + delay >= deadline:
+                raise error from None
+            repeats -= 1
+            time.sleep(delay)
+
+
+def new_request_id() -> str:
+    """A request_id for a caller who gave none."""
+    return str(uuid.uuid4())
+
+
+class Delays:
+    """How long to wait before each next attempt: doubling, jittered, never under what was asked."""
+
+    def __init__(self) -> None:
+        self._ceiling = FIRST_DELAY
+
+    def next(self, error: AcclimateError) -> float:
+        """The seconds to wait after *error*."""
+        # Full jitter, so that the clients of a server that comes back do not come in step.
+        delay = random.uniform(self._ceiling / 2, self._ceiling)  # noqa: S311  not a secret
+        self._ceiling = min(self._ceiling * 2, LAST_DELAY)
+        return max(delay, error.retry_after or 0.0)
+
+
+class Patience:
+    """How long a resumable stream keeps trying: *seconds* since it last got further."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """It got further."""
+        self._until = time.monotonic() + self._seconds
+        self._delays = Delays()
+
+    def wait(self, error: AcclimateError, *, resumable: bool = False) -> None:
+        """Sleep before the next attempt after *error*, if that makes sense.
+
+        Args:
+            error: what ended the last attempt.
+            resumable: whether another attempt makes sense though the error is not transient.
+
+        Raises:
+            AcclimateError: *error* itself, if another attempt makes no sense or
+                patience has run out.
+        """
+        if not (resumable or is_transient(error) or isinstance(error, DeadlineExceeded)):
+            raise error
+        delay = self._delays.next(error)
+        if time.monotonic() + delay >= self._until:
+            raise error
+        time.sleep(delay)

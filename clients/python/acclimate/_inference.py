@@ -1,0 +1,154 @@
+"""The client's calls to InferenceService: predictions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+import grpc
+
+from acclimate import _images, _names, _wire
+from acclimate._connection import STREAM_SECONDS, Connection
+from acclimate._images import Image
+from acclimate._status import error_of
+from acclimate.resources import Prediction, Refusal
+from acclimate.v1 import inference_pb2, inference_pb2_grpc
+
+STREAM_IN_FLIGHT = 32  # requests
+
+
+class InferenceCalls:
+    """What a model says of images, and which version said it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inference = inference_pb2_grpc.InferenceServiceStub(connection.channel)
+
+    def predict(
+        self,
+        model: str,
+        images: Image | Iterable[Image],
+        *,
+        top_k: int = 5,
+        probabilities: bool = False,
+        logits: bool = False,
+        embeddings: bool = False,
+        timeout: float | None = None,
+    ) -> list[Prediction]:
+        """Predict on images, in their order; many images travel in several requests.
+
+        Args:
+            model: ``digits`` (what is in production), ``digits@canary`` or ``digits/3``.
+            images: one or many: a path, an encoded file's bytes, or uint8 pixels
+                [size, size, 3] that already have the model's size.
+            top_k: how many labels to name, best first.
+            probabilities: also return every label's probability.
+            logits: also return the logits.
+            embeddings: also return the pooled features.
+            timeout: seconds for each request; None means the client's.
+
+        Raises:
+            InvalidRequest: an image cannot be read, or pixels have the wrong shape.
+            NotFound: there is no such model, version or alias.
+        """
+        if isinstance(images, _images.ONE):
+            images = [images]
+        wanted = _images.Wanted(
+            model=_names.served_name(model),
+            top_k=top_k,
+            probabilities=probabilities,
+            logits=logits,
+            embeddings=embeddings,
+        )
+        found: list[Prediction] = []
+        for request in _images.requests(images, wanted, at_most=_images.REQUEST_IMAGES):
+            answer = self._connection.call(
+                self._inference.Predict, request, idempotent=True, timeout=timeout
+            )
+            found.extend(_wire.predictions(answer))
+        return found
+
+    def predict_stream(
+        self,
+        model: str,
+        images: Iterable[Image],
+        *,
+        top_k: int = 5,
+        probabilities: bool = False,
+        logits: bool = False,
+        embeddings: bool = False,
+    ) -> Iterator[Prediction | Refusal]:
+        """Predict on a stream of images: one answer each, in their order, as they come.
+
+        A refused image costs only itself. *images* is read on another thread, at
+        most ``STREAM_IN_FLIGHT`` images ahead of the answers. Unlike `predict`, a
+        broken stream is not repeated.
+
+        Raises:
+            AcclimateError: the stream as a whole failed.
+        """
+        wanted = _images.Wanted(
+            model=_names.served_name(model),
+            top_k=top_k,
+            probabilities=probabilities,
+            logits=logits,
+            embeddings=embeddings,
+        )
+        sending = _Sending(_images.requests(images, wanted, at_most=1))
+        call = self._inference.PredictStream(
+            sending, timeout=STREAM_SECONDS, metadata=self._connection.metadata
+        )
+        try:
+            for message in call:
+                sending.answered()
+                if message.WhichOneof("part") == "refusal":
+                    yield Refusal(reason=message.refusal.reason, message=message.refusal.message)
+                else:
+                    yield from _wire.predictions(message.response)
+        except grpc.RpcError as failure:
+            if sending.error is None:
+                raise error_of(failure) from None
+        finally:
+            sending.stop()
+            call.cancel()
+        if sending.error is not None:
+            raise sending.error
+
+
+class _Sending:
+    """The requests of a stream, at most ``STREAM_IN_FLIGHT`` of them unanswered.
+
+    gRPC reads it on a thread of its own, and swallows what is raised there: an
+    error of the caller's iterable is kept for the caller instead.
+    """
+
+    def __init__(self, requests: Iterator[inference_pb2.PredictRequest]) -> None:
+        self._requests = requests
+        self._room = threading.Semaphore(STREAM_IN_FLIGHT)
+        self._stopped = False
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[inference_pb2.PredictRequest]:
+        return self
+
+    def __next__(self) -> inference_pb2.PredictRequest:
+        self._room.acquire()
+        if self._stopped:
+            raise StopIteration
+        try:
+            return next(self._requests)
+        except StopIteration:
+            raise
+        except Exception as error:
+            # Whatever the caller's own iterable raises is the caller's to see.
+            self.error = error
+            raise StopIteration from error
+
+    def answered(self) -> None:
+        """One request was answered: there is room for another."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """Read no further."""
+        self._stopped = True
+        self._room.release()

@@ -1,0 +1,91 @@
+"""The client: everything the service offers, as typed calls."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from grpc_health.v1 import health_pb2
+
+from acclimate._adaptation import AdaptationCalls
+from acclimate._connection import TLS, Connection
+from acclimate._inference import InferenceCalls
+from acclimate._registry import RegistryCalls
+from acclimate.resources import Health
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Client(RegistryCalls, AdaptationCalls, InferenceCalls):
+    """A connection to one Acclimate service. Threads may share it.
+
+        with Client("127.0.0.1:50051") as client:
+            client.create_domain("shop", ["mug", "pen"])
+            client.upload("shop", examples_from_folder("photos/"))
+            job = client.adapt("products", "shop", promote_to="production").wait()
+            print(job.state, client.predict("products", "photo.jpg")[0].label)
+
+    Names may be short (``digits``, ``digits/3``) or full
+    (``models/digits/versions/3``). Every call has a deadline. Calls that may be
+    repeated are repeated after transient errors: reads, and every call with a
+    request_id, which is made up where none is given.
+
+    Args:
+        target: the service's ``host:port``.
+        timeout: seconds for one call, its repetitions included.
+        patience: seconds without progress after which uploads and watches give up.
+        retries: how often a call is repeated at most.
+        token: a bearer token.
+        tls: how to encrypt; None means plain text.
+
+    Raises:
+        ValueError: a token would leave this machine in plain text.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = 30.0,
+        patience: float = 120.0,
+        retries: int = 5,
+        token: str | None = None,
+        tls: TLS | None = None,
+    ) -> None:
+        connection = Connection(
+            target, timeout=timeout, patience=patience, retries=retries, token=token, tls=tls
+        )
+        RegistryCalls.__init__(self, connection)
+        AdaptationCalls.__init__(self, connection)
+        InferenceCalls.__init__(self, connection)
+        self._check_health = connection.channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        self._connection.close()
+
+    def health(self, service: str = "") -> Health:
+        """Whether the service says it can answer; empty means the whole of it.
+
+        Raises:
+            Unavailable: it cannot be reached.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = self._connection.call(self._check_health, request, idempotent=True)
+        status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return Health(serving=status == "SERVING", status=status)

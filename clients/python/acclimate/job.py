@@ -1,0 +1,160 @@
+"""A job as its owner sees it: where it stands, what it says, how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import grpc
+
+from acclimate import _wire
+from acclimate._connection import STREAM_SECONDS, Connection, Patience
+from acclimate._status import error_of
+from acclimate.errors import DeadlineExceeded
+from acclimate.resources import JobEvent, JobKind, JobSnapshot, JobState, Json, Phase
+from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc
+
+FIRST_POLL = 0.1  # seconds
+LAST_POLL = 2.0
+
+
+class Job:
+    """A handle on one job. What it shows is as old as the last call that asked the service."""
+
+    def __init__(self, connection: Connection, snapshot: JobSnapshot) -> None:
+        self._connection = connection
+        self._stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
+        self.snapshot = snapshot
+
+    @classmethod
+    def named(cls, connection: Connection, name: str) -> Job:
+        """A handle on the job of this name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
+        request = adaptation_pb2.GetAdaptationJobRequest(name=name)
+        answer = connection.call(stub.GetAdaptationJob, request, idempotent=True)
+        return cls(connection, _wire.job(answer))
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name} {self.state.value}>"
+
+    @property
+    def name(self) -> str:
+        """The job's resource name: ``jobs/{job}``."""
+        return self.snapshot.name
+
+    @property
+    def kind(self) -> JobKind:
+        """What the job makes."""
+        return self.snapshot.kind
+
+    @property
+    def state(self) -> JobState:
+        """Where it stood when last asked."""
+        return self.snapshot.state
+
+    @property
+    def phase(self) -> Phase | None:
+        """What it was doing when last asked; None if it was not running."""
+        return self.snapshot.phase
+
+    @property
+    def version(self) -> str:
+        """The version it made; empty if it made none (yet)."""
+        return self.snapshot.version
+
+    @property
+    def summary(self) -> Mapping[str, Json]:
+        """Accuracies, verdict, seconds by phase; see docs/report.md."""
+        return self.snapshot.summary
+
+    def refresh(self) -> Job:
+        """Ask the service where the job stands, and return the same handle."""
+        request = adaptation_pb2.GetAdaptationJobRequest(name=self.name)
+        answer = self._connection.call(self._stub.GetAdaptationJob, request, idempotent=True)
+        self.snapshot = _wire.job(answer)
+        return self
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait until the job has ended, however it ends, and return the same handle.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            DeadlineExceeded: it has not ended in time. The job itself goes on.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_POLL
+        while not self.refresh().state.ended:
+            if until is not None and time.monotonic() + pause > until:
+                raise DeadlineExceeded(
+                    f"{self.name} is still {self.state.value} after {timeout:g} s; it goes on",
+                    reason="WAIT_TIMEOUT",
+                    metadata={"name": self.name, "state": self.state.value},
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, LAST_POLL)
+        return self
+
+    def watch(self, *, after: int = 0) -> Iterator[JobEvent]:
+        """The job's story, event by event, until it has ended.
+
+        Broken connections are resumed where they broke: no event comes twice and
+        none is left out.
+
+        Args:
+            after: only events after this sequence number.
+
+        Raises:
+            AcclimateError: there is no such job, or the service stayed away for
+                longer than the client's patience.
+        """
+        patience = Patience(self._connection.patience)
+        while True:
+            request = adaptation_pb2.WatchAdaptationJobRequest(name=self.name, after_sequence=after)
+            call = self._stub.WatchAdaptationJob(
+                request, timeout=STREAM_SECONDS, metadata=self._connection.metadata
+            )
+            try:
+                for message in call:
+                    patience.renew()
+                    after = message.sequence
+                    yield _wire.event(message)
+            except grpc.RpcError as failure:
+                patience.wait(error_of(failure))
+                continue
+            finally:
+                call.cancel()  # a caller that stops early leaves no stream behind
+            # A draining server ends its streams as well, so the end alone is no proof.
+            if self.refresh().state.ended:
+                return
+
+    def cancel(self) -> Job:
+        """Ask for the job's end as CANCELLED, and return the same handle.
+
+        Raises:
+            Conflict: it has ended already.
+        """
+        request = adaptation_pb2.CancelAdaptationJobRequest(name=self.name)
+        answer = self._connection.call(self._stub.CancelAdaptationJob, request, idempotent=True)
+        self.snapshot = _wire.job(answer)
+        return self
+
+    def report(self, format: Literal["html", "json"] = "html") -> bytes:  # noqa: A002
+        """The job's report: one HTML page that opens offline, or the same as JSON.
+
+        Raises:
+            Conflict: the job has no report yet.
+        """
+        request = adaptation_pb2.GetReportRequest(name=self.name, format=format)
+
+        def whole(left: float) -> bytes:
+            call = self._stub.GetReport(request, timeout=left, metadata=self._connection.metadata)
+            return b"".join(message.chunk for message in call)
+
+        return self._connection.attempt(whole, idempotent=True)
