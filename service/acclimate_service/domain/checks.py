@@ -9,14 +9,15 @@ import numpy as np
 
 from acclimate_service.domain.calibration import Calibration, Estimate
 from acclimate_service.domain.evidence import Bools, Evidence, Floats, Paired
-from acclimate_service.domain.examples import SELECT_SHARE
 from acclimate_service.domain.groups import Group, enlarged, groups, verdict_on
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
 from acclimate_service.domain.tolerance import Tolerance
 from acclimate_service.domain.verdict import Check, Decision
+from acclimate_service.domain.wording import at_worst, more_images, points, some
 
 ACCURACY = "drop in accuracy"
+UNDECIDED = Decision.INCONCLUSIVE
 
 # What is assumed of a set nobody has seen: of a hundred images one lost, one gained.
 _ASSUMED = 0.01
@@ -58,53 +59,24 @@ def sound_probabilities(name: str, probabilities: Floats) -> Check | None:
 
 def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
     """Whether the drop in accuracy on one set is tolerated."""
-    n = 0 if pairs is None else len(pairs)
-    if pairs is None or n == 0:
-        needed = allowed.needed(_ASSUMED, _ASSUMED if allowed.margin else 11 * _ASSUMED, 0)
-        return Check(
-            name=f"{name} accuracy",
-            decision=Decision.INCONCLUSIVE,
-            unit=ACCURACY,
-            observed=None,
-            interval=None,
-            limit=allowed.limit,
-            n=0,
-            lost=0,
-            gained=0,
-            needed=needed,
-            message=f"{name}: there is no verify image, so nothing is known; " + _more(needed, 0),
-        )
-    before, after = pairs.before, pairs.after
+    if pairs is None or not len(pairs):
+        return _unseen(name, allowed)
+    n, before, after = len(pairs), pairs.before, pairs.after
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     decision = allowed.decide(lost, gained, n)
     interval = drop_interval(lost, gained, n, low_level=allowed.level, high_level=allowed.spent)
-    needed = None
-    if decision is Decision.INCONCLUSIVE:
-        needed = allowed.needed(lost / n, gained / n, n)
-    seen = (
-        f"{name}: {before.mean():.1%} right before, {after.mean():.1%} after "
-        f"({lost} lost, {gained} gained of {n} images); "
-    )
+    undecided = decision is UNDECIDED
+    needed = allowed.needed(lost / n, gained / n, n) if undecided else None
     drop = (lost - gained) / n
-    sure = f"{1 - allowed.spent:.1%} confidence"
-    if decision is Decision.ACCEPT:
-        message = seen + f"{_bound(interval[1])} with {sure}"
-    elif decision is Decision.REJECT:
-        message = seen + (
-            f"a drop of {points(drop)}, over the limit of {points(allowed.limit)}, "
-            f"and not by chance (exact p = {mcnemar(lost, gained):.2g})"
-        )
-    elif drop > allowed.limit + 1e-12:
-        message = seen + (
-            f"a drop of {points(drop)}, over the limit of {points(allowed.limit)}, which may be "
-            f"chance (exact p = {mcnemar(lost, gained):.2g}); " + _more(needed, n)
-        )
+
+    if allowed.within(lost, gained, n):
+        reason = f"{at_worst(interval[1])} with {1 - allowed.spent:.1%} confidence"
+        excluded = points(allowed.margin) if allowed.margin else "that it is no better"
+        reason += f", which does not exclude {excluded}" if undecided else ""
     else:
-        excluded = points(allowed.margin) if allowed.margin else "no gain at all"
-        message = seen + (
-            f"{_bound(interval[1])} with {sure}, which does not exclude {excluded}; "
-            + _more(needed, n)
-        )
+        reason = f"a drop of {points(drop)}, over the limit of {points(allowed.limit)}, "
+        reason += "which may be chance" if undecided else "and no chance"
+        reason += f" (exact p = {mcnemar(lost, gained):.2g})"
     return Check(
         name=f"{name} accuracy",
         decision=decision,
@@ -116,7 +88,30 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
         lost=lost,
         gained=gained,
         needed=needed,
-        message=message,
+        message=(
+            f"{name}: {before.mean():.1%} right before, {after.mean():.1%} after "
+            f"({lost} lost, {gained} gained of {n} images); {reason}"
+            + (f"; {more_images(needed, n)}" if undecided else "")
+        ),
+    )
+
+
+def _unseen(name: str, allowed: Tolerance) -> Check:
+    """The answer where there is no image to judge by."""
+    gained = _ASSUMED if allowed.margin else 11 * _ASSUMED  # better by ten points, to show a gain
+    needed = allowed.needed(_ASSUMED, gained, 0)
+    return Check(
+        name=f"{name} accuracy",
+        decision=UNDECIDED,
+        unit=ACCURACY,
+        observed=None,
+        interval=None,
+        limit=allowed.limit,
+        n=0,
+        lost=0,
+        gained=0,
+        needed=needed,
+        message=f"{name}: there is no verify image, so nothing is known; {more_images(needed, 0)}",
     )
 
 
@@ -124,46 +119,41 @@ def classes(
     name: str, pairs: Paired, masks: Mapping[str, Bools], *, limit: float, level: float
 ) -> Check:
     """Whether any class is harmed while the set is not."""
-    return _parts(f"{name} classes", "class", pairs, groups(pairs, masks, level), limit, level)
+    return _parts(f"{name} classes", groups(pairs, masks, level), len(pairs), limit, level)
 
 
 def slices(
     name: str, pairs: Paired, masks: Mapping[str, Bools], *, limit: float, level: float
 ) -> Check:
     """Whether any slice (camera, shift, light) is harmed while the set is not."""
-    return _parts(f"{name} slices", "slice", pairs, groups(pairs, masks, level), limit, level)
+    return _parts(f"{name} slices", groups(pairs, masks, level), len(pairs), limit, level)
 
 
-def _parts(
-    name: str, kind: str, pairs: Paired, found: tuple[Group, ...], limit: float, level: float
-) -> Check:
-    decisions = [verdict_on(group, limit=limit, level=level) for group in found]
-    worst = max(found, key=lambda group: (not group.p_adjusted > level, group.drop), default=None)
+def _parts(name: str, found: tuple[Group, ...], n: int, limit: float, level: float) -> Check:
+    harmed = [g for g in found if verdict_on(g, limit=limit, level=level) is Decision.REJECT]
+    alarming = [g for g in found if verdict_on(g, limit=limit, level=level) is UNDECIDED]
     small = [group.name for group in found if not group.judged]
-    note = f"; too small to judge: {_some(small)}" if small else ""
     needed = None
-    if Decision.REJECT in decisions:
+    if harmed:
         decision = Decision.REJECT
-        harmed = [g for g, d in zip(found, decisions, strict=True) if d is Decision.REJECT]
-        message = f"{name}: {_some(_loss(group) for group in harmed)}; not by chance" + note
-    elif Decision.INCONCLUSIVE in decisions:
-        decision = Decision.INCONCLUSIVE
-        alarming = [g for g, d in zip(found, decisions, strict=True) if d is Decision.INCONCLUSIVE]
+        message = f"{name}: harm that is no chance to {some(map(_loss, harmed))}"
+    elif alarming:
+        decision = UNDECIDED
         family = max(1, sum(group.judged for group in found))
         factor = max(enlarged(group, family=family, level=level) for group in alarming)
-        needed = math.ceil(len(pairs) * factor)
+        needed = math.ceil(n * factor)
         message = (
-            f"{name}: {_some(_loss(group) for group in alarming)}; too few images to tell "
-            "harm from chance, too drastic to pass; " + _more(needed, len(pairs)) + note
+            f"{name}: {some(map(_loss, alarming))}: too few images to tell harm from chance, too "
+            f"drastic to pass; {more_images(needed, n)}"
         )
-        worst = max(alarming, key=lambda group: group.drop)
     else:
         decision = Decision.ACCEPT
-        message = f"{name}: no {kind} of {len(found)} is shown to be harmed{note}"
+        message = f"{name}: none of {len(found)} is shown to be harmed"
+    worst = max(harmed or alarming or found, key=lambda group: group.drop, default=None)
     return Check(
         name=name,
         decision=decision,
-        unit=f"drop in accuracy of the worst {kind}",
+        unit=f"{ACCURACY}, the worst one",
         observed=None if worst is None else worst.drop,
         interval=None,
         limit=limit,
@@ -171,7 +161,7 @@ def _parts(
         lost=0 if worst is None else worst.lost,
         gained=0 if worst is None else worst.gained,
         needed=needed,
-        message=message,
+        message=message + (f"; too small to judge: {some(small)}" if small else ""),
     )
 
 
@@ -185,13 +175,13 @@ def coverage(
     needed = len(pairs) + sum(short.values()) if short else None
     return _plain(
         f"{name} coverage",
-        Decision.INCONCLUSIVE if short else Decision.ACCEPT,
+        UNDECIDED if short else Decision.ACCEPT,
         unit="classes with too few images",
         observed=float(len(short)),
         limit=0.0,
         n=len(pairs),
         needed=needed,
-        message=f"{name}: class {_some(labels)} has fewer than {minimum} verify images, so harm to "
+        message=f"{name}: class {some(labels)} has fewer than {minimum} verify images, so harm to "
         "it would go unseen; hold out images of it"
         if short
         else f"{name}: every class has at least {minimum} verify images",
@@ -215,12 +205,12 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
     elif rise.low > limit:
         decision, message = Decision.REJECT, f"{seen}: its probabilities mean less than before"
     else:
-        decision = Decision.INCONCLUSIVE
+        decision = UNDECIDED
         # The interval shrinks with the root of n.
         needed = n + max(
             1, math.ceil(n * ((rise.value - rise.low) / (rise.value - limit)) ** 2) - n
         )
-        message = f"{seen}: undecided; {_more(needed, n)}"
+        message = f"{seen}: undecided; {more_images(needed, n)}"
     return Check(
         name=name,
         decision=decision,
@@ -273,40 +263,10 @@ def _ratio(name: str, ratio: float, limit: float) -> Check:
     )
 
 
-def points(share: float) -> str:
-    """A difference of shares in percentage points, for people."""
-    return f"{100 * share:.1f} points"
-
-
-def _bound(high: float) -> str:
-    """What the upper bound of the drop says, as a loss or as a gain."""
-    if high < 0:
-        return f"better by at least {points(-high)}"
-    return f"worse by at most {points(high)}"
-
-
 def _loss(group: Group) -> str:
     return (
         f"{group.name} ({group.right_before} of {group.n} right before, {group.right_after} after)"
     )
-
-
-def _more(needed: int | None, n: int) -> str:
-    """What to do about being undecided."""
-    if needed is None:
-        return "no number of images would decide at these rates"
-    held_out = math.ceil((needed - n) / (1 - SELECT_SHARE))
-    return (
-        f"about {needed} verify images would decide "
-        f"(hold out {held_out} more images; {1 - SELECT_SHARE:.0%} of them verify)"
-    )
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    """The first few of *names*, and how many more there are."""
-    listed = list(names)
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + rest
 
 
 def _plain(

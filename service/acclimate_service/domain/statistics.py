@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 # Beyond these counts the exact test is left out: it would cost seconds to move the
 # bound by a thousandth of a point.
 _EXACT_IMAGES = 100_000
-_EXACT_DISAGREEING = 400
+_EXACT_DISAGREEING = 1_000
 
 
 def quantile(level: float) -> float:
@@ -152,43 +152,41 @@ def exact_p(lost: int, gained: int, n: int, delta: float) -> float:
     gamma = 1e-7
     observed = float(score(np.asarray(float(lost)), np.asarray(float(gained)), n, delta))
     low, high = clopper_pearson(lost + gained, n, gamma / 2)
-    low, high = max(low, abs(delta)), max(high, abs(delta))
-    worst = 0.0
-    for discordance in np.linspace(low, high, 64):
-        p_lost, p_gained = (discordance + delta) / 2, (discordance - delta) / 2
-        worst = max(worst, _tail(observed, n, delta, max(p_lost, 0.0), max(p_gained, 0.0)))
-    return min(1.0, worst + gamma)
+    discordance = np.linspace(max(low, abs(delta)), max(high, abs(delta)), 64)
+    p_lost, p_gained = (discordance + delta) / 2, (discordance - delta) / 2
 
+    # What lies outside these windows has a probability far below gamma.
+    b = np.arange(window(n, p_lost[0])[0], window(n, p_lost[-1])[-1] + 1)[None, :]
+    c = np.arange(window(n, p_gained[0])[0], window(n, p_gained[-1])[-1] + 1)[:, None]
+    fits = b + c <= n
+    extreme = fits & (score(np.where(fits, b, 0.0), c, n, delta) >= observed - 1e-9)
+    rows, columns = np.nonzero(extreme)
+    b, c = b[0, columns], c[rows, 0]  # [M]: the tables that count
 
-def _tail(observed: float, n: int, delta: float, p_lost: float, p_gained: float) -> float:
-    """P(score >= *observed*) when images are lost and gained at these rates.
-
-    Sums over gained, and within it over lost, inside windows of nine standard
-    deviations; what lies outside (below 1e-15) counts as at least as extreme.
-    """
-    gained = window(n, p_gained)
-    chance = binomial(gained, np.full_like(gained, n), p_gained)
-    lost = window(n, p_lost)
-    rest = n - gained
-    p_rest = min(1.0, p_lost / (1 - p_gained)) if p_gained < 1 else 0.0
-    table = binomial(lost[None, :], rest[:, None], p_rest)  # [gained, lost]
-    # Tables beyond n have no probability; the score must not see them.
-    fits = lost[None, :] <= rest[:, None]
-    inside = score(np.where(fits, lost[None, :], 0.0), gained[:, None], n, delta)
-    kept = fits & (inside >= observed - 1e-9)
-    counted = float((chance[:, None] * table * kept).sum())
-    return counted + max(0.0, 1.0 - float((chance[:, None] * table).sum()))
+    counts = np.stack([b, c, n - b - c], axis=1)  # [M, 3]
+    logs = log_factorials(n)
+    ways = logs[n] - logs[counts.astype(np.int64)].sum(axis=1)
+    rates = np.stack([p_lost, p_gained, 1 - p_lost - p_gained])  # [3, 64]
+    # A rate of 0 times a count of 0 must be 0, and of any other count impossible.
+    chances = np.exp(ways[:, None] + counts @ np.log(np.maximum(rates, 1e-300)))
+    return min(1.0, float(chances.sum(axis=0).max(initial=0.0)) + gamma)
 
 
 def window(n: int, p: float) -> Array:
-    """The counts of a binomial(n, p) that are worth summing over."""
-    spread = 9 * math.sqrt(n * p * (1 - p)) + 12
+    """The counts of a binomial(n, p) that are worth summing over: all but about 1e-14."""
+    p = min(max(p, 0.0), 1.0)  # rounding may have left it a hair outside
+    spread = 8 * math.sqrt(n * p * (1 - p)) + 12
     return np.arange(max(0, math.floor(n * p - spread)), min(n, math.ceil(n * p + spread)) + 1.0)
 
 
-@lru_cache(maxsize=8)
-def _log_factorials(n: int) -> Array:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, n + 1)))])
+def log_factorials(n: int) -> Array:
+    """The logarithms of 0!, 1!, 2!, … up to n! at least."""
+    return _log_factorials(max(6, n.bit_length()))
+
+
+@lru_cache(maxsize=32)
+def _log_factorials(bits: int) -> Array:
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, (1 << bits) + 1)))])
 
 
 def binomial(k: Array, n: Array, p: float) -> Array:
@@ -197,7 +195,7 @@ def binomial(k: Array, n: Array, p: float) -> Array:
         return np.where((k == 0) & (n >= 0), 1.0, 0.0)
     if p >= 1:
         return np.where(k == n, 1.0, 0.0)
-    table = _log_factorials(1 << max(6, int(n.max()).bit_length()))
+    table = log_factorials(int(n.max()))
     ks, ns = k.astype(np.int64), n.astype(np.int64)
     fails = np.maximum(ns - ks, 0)
     logs = table[ns] - table[ks] - table[fails] + ks * math.log(p) + fails * math.log1p(-p)

@@ -40,10 +40,13 @@ class Tolerance:
         """The level at which this look may accept."""
         return spent_level(self.level, self.looks)
 
+    def within(self, lost: int, gained: int, n: int) -> bool:
+        """Whether the observed drop keeps to the limit."""
+        return lost - gained <= self.limit * n + 1e-9
+
     def decide(self, lost: int, gained: int, n: int) -> Decision:
         """Which of the three answers *lost* and *gained* of *n* images give."""
-        within = lost - gained <= self.limit * n + 1e-9
-        if within:
+        if self.within(lost, gained, n):
             accepted = excludes(lost, gained, n, margin=self.margin, level=self.spent)
             return Decision.ACCEPT if accepted else Decision.INCONCLUSIVE
         shown = mcnemar(lost, gained) <= self.level
