@@ -13,6 +13,7 @@ from acclimate_service.domain.guard import GuardPolicy
 from acclimate_service.domain.job import EventKind, Job, JobEvent, JobKind, JobSpec, JobState, Phase
 from acclimate_service.domain.names import DomainName, ModelName, check_id
 from acclimate_service.rpc import fields
+from acclimate_service.store.intake import Answer, Outcome
 
 TAG_COUNT: Final = 16
 TAG_LENGTH: Final = 100  # characters
@@ -56,6 +57,11 @@ _EVENTS_OUT: Final = {
     EventKind.DECISION: pb.JobEvent.KIND_DECISION,
     EventKind.WARNING: pb.JobEvent.KIND_WARNING,
     EventKind.VERDICT: pb.JobEvent.KIND_VERDICT,
+}
+_ANSWERS_OUT: Final = {
+    Answer.ACCEPTED: pb.UploadBatchResponse.Acknowledgement.OUTCOME_ACCEPTED,
+    Answer.DUPLICATE: pb.UploadBatchResponse.Acknowledgement.OUTCOME_DUPLICATE,
+    Answer.REJECTED: pb.UploadBatchResponse.Acknowledgement.OUTCOME_REJECTED,
 }
 _OPTIONAL: Final = (
     "epochs",
@@ -115,8 +121,8 @@ def new_domain(request: pb.CreateDomainRequest) -> NewDomain:
     )
 
 
-def domain(value: Domain, counts: Mapping[str, Mapping[Split, int]]) -> pb.Domain:
-    """Write a domain with its *counts*: label → split → committed images."""
+def domain(value: Domain, counts: Mapping[str, Mapping[Split, int]] | None) -> pb.Domain:
+    """Write a domain; *counts* are label → split → committed images, None to leave them out."""
     return pb.Domain(
         name=str(value.name),
         labels=value.labels,
@@ -124,11 +130,11 @@ def domain(value: Domain, counts: Mapping[str, Mapping[Split, int]]) -> pb.Domai
         counts=[
             pb.LabelCount(
                 label=label,
-                train=counts.get(label, {}).get(Split.TRAIN, 0),
-                select=counts.get(label, {}).get(Split.SELECT, 0),
-                verify=counts.get(label, {}).get(Split.VERIFY, 0),
+                train=splits[Split.TRAIN],
+                select=splits[Split.SELECT],
+                verify=splits[Split.VERIFY],
             )
-            for label in value.labels
+            for label, splits in (counts or {}).items()
         ],
         create_time=fields.timestamp(value.created_at),
     )
@@ -150,19 +156,41 @@ def opening(message: pb.UploadBatchRequest.Open) -> Opening:
     )
 
 
-def tags(values: list[str]) -> tuple[str, ...]:
-    """Slice names such as ``camera=3``.
+def check_example(message: pb.Example) -> None:
+    """Refuse an example whose words could not be stored or shown. The image is not looked at.
 
     Raises:
-        InvalidSpec: too many, one twice, or one that is not a plain line.
+        InvalidSpec: the id, the label or a tag is no plain line or too long, or a tag
+            is given twice.
     """
-    if len(values) > TAG_COUNT:
+    fields.text("id", message.id, limit=ID_LENGTH)
+    fields.text("label", message.label, limit=fields.LABEL_LENGTH)
+    if len(message.tags) > TAG_COUNT:
         raise InvalidSpec(f"an example has at most {TAG_COUNT} tags", field="tags")
-    for index, value in enumerate(values):
-        fields.text(f"tags[{index}]", value, limit=TAG_LENGTH, required=True)
-    if len(set(values)) != len(values):
+    for index, tag in enumerate(message.tags):
+        fields.text(f"tags[{index}]", tag, limit=TAG_LENGTH, required=True)
+    if len(set(message.tags)) != len(message.tags):
         raise InvalidSpec("tags: one is given twice", field="tags")
-    return tuple(values)
+
+
+def opened(value: LabeledBatch) -> pb.UploadBatchResponse:
+    """Write where an upload goes on."""
+    return pb.UploadBatchResponse(
+        opened=pb.UploadBatchResponse.Opened(
+            batch=str(value.name), next_index=value.received, chain=value.chain
+        )
+    )
+
+
+def acknowledgement(value: Outcome) -> pb.UploadBatchResponse:
+    """Write the answer to one example."""
+    message = pb.UploadBatchResponse.Acknowledgement(
+        index=value.index, id=value.id, outcome=_ANSWERS_OUT[value.answer]
+    )
+    if value.refusal is not None:
+        message.reason = value.refusal.reason
+        message.message = value.refusal.message
+    return pb.UploadBatchResponse(acknowledgement=message)
 
 
 def batch(value: LabeledBatch) -> pb.LabeledBatch:
@@ -242,17 +270,17 @@ def spec_out(value: JobSpec) -> pb.AdaptationSpec:
     return message
 
 
-def job_state(number: int) -> JobState | None:
-    """The state to filter by; None for all.
+def job_states(number: int) -> tuple[JobState, ...]:
+    """The states to list; none means all.
 
     Raises:
         InvalidSpec: there is no such state.
     """
     if number == pb.AdaptationJob.STATE_UNSPECIFIED:
-        return None
+        return ()
     if number not in _STATES:
         raise InvalidSpec(f"state: {number} is no state of a job", field="state")
-    return _STATES[pb.AdaptationJob.State.ValueType(number)]
+    return (_STATES[pb.AdaptationJob.State.ValueType(number)],)
 
 
 def job(value: Job) -> pb.AdaptationJob:

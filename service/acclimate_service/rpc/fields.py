@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from acclimate_service.domain.errors import InvalidSpec
 
-REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 LABEL_LENGTH: Final = 200  # characters
 LABEL_COUNT: Final = 10_000
@@ -89,7 +89,7 @@ def request_id(value: str, *, required: bool = False) -> str:
         return value
     if not REQUEST_ID.fullmatch(value):
         raise InvalidSpec(
-            "request_id must be 1-100 of A-Z a-z 0-9 _ . : - and begin with a letter or digit; "
+            "request_id must be 1-100 of A-Z a-z 0-9 _ . - and begin with a letter or digit; "
             "a UUID is a good one",
             field="request_id",
         )

@@ -1,0 +1,113 @@
+"""Predictions: only proto ↔ arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate.v1 import inference_pb2 as pb
+from acclimate_service.domain.errors import InputMismatch, InvalidSpec
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.rpc import fields
+
+Images = NDArray[np.uint8]  # [N, size, size, 3]
+Outputs = Mapping[str, NDArray[np.float32]]  # by the manifest's names, [N, ...] each
+
+IMAGE_LIMIT: Final = 256  # a request
+TOP_K_DEFAULT: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a request wants to know. ``outputs`` are the manifest's names of what is needed."""
+
+    model: str
+    images: tuple[bytes, ...]  # encoded; empty if pixels came as a tensor
+    top_k: int
+    outputs: frozenset[str]
+    id: str
+
+
+def question(request: pb.PredictRequest) -> Question:
+    """Read a request, its pixels aside.
+
+    Raises:
+        InvalidSpec: images and tensor are both given or both missing, or too many.
+    """
+    if bool(request.images) == request.HasField("tensor"):
+        raise InvalidSpec("give either images or tensor", field="images")
+    if len(request.images) > IMAGE_LIMIT:
+        raise InvalidSpec(f"at most {IMAGE_LIMIT} images a request", field="images")
+    if request.top_k < 0:
+        raise InvalidSpec("top_k must not be negative", field="top_k")
+    wanted = {"probabilities"}
+    if request.logits:
+        wanted.add("logits")
+    if request.embeddings:
+        wanted.add("embeddings")
+    return Question(
+        model=fields.text("model", request.model, limit=300, required=True),
+        images=tuple(request.images),
+        top_k=request.top_k or TOP_K_DEFAULT,
+        outputs=frozenset(wanted),
+        id=fields.text("id", request.id, limit=300),
+    )
+
+
+def pixels(tensor: pb.Tensor, size: int) -> Images:
+    """The pixels of a tensor for a model whose input is *size* x *size*; no copy is made.
+
+    Raises:
+        InputMismatch: the shape is not [N, size, size, 3] or not that of the bytes.
+    """
+    shape = tuple(tensor.shape)
+    wanted = f"[N, {size}, {size}, 3]"
+    if len(shape) != 4 or shape[1:] != (size, size, 3):
+        raise InputMismatch(
+            f"the tensor has the shape {list(shape)[:8]}, this model takes {wanted}", wanted=wanted
+        )
+    if not 0 < shape[0] <= IMAGE_LIMIT:
+        raise InputMismatch(f"a tensor holds 1 to {IMAGE_LIMIT} images, not {shape[0]}")
+    if len(tensor.pixels) != math.prod(shape):
+        raise InputMismatch(
+            f"the tensor's shape {list(shape)} needs {math.prod(shape)} bytes of uint8, "
+            f"{len(tensor.pixels)} came"
+        )
+    return np.frombuffer(tensor.pixels, np.uint8).reshape(shape)
+
+
+def response(
+    request: pb.PredictRequest, version: ModelVersion, outputs: Outputs
+) -> pb.PredictResponse:
+    """Write the answer of *version*; *outputs* are [N, labels] and, embeddings, [N, features]."""
+    probabilities = outputs["probabilities"]
+    labels = version.manifest.labels
+    count = min(request.top_k or TOP_K_DEFAULT, len(labels))
+    # Stable, so that of equal probabilities the first label comes first.
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+    predictions = []
+    for row, best in enumerate(order):
+        prediction = pb.Prediction(
+            classes=[
+                pb.Prediction.Class(label=labels[index], probability=probabilities[row, index])
+                for index in best
+            ]
+        )
+        if request.probabilities:
+            prediction.probabilities.extend(probabilities[row].tolist())
+        if request.logits:
+            prediction.logits.extend(outputs["logits"][row].tolist())
+        if request.embeddings:
+            prediction.embedding.extend(outputs["embeddings"][row].tolist())
+        predictions.append(prediction)
+    return pb.PredictResponse(
+        version=str(version.name),
+        sha256=version.manifest.artifacts.onnx,
+        predictions=predictions,
+        id=request.id,
+    )
