@@ -1,0 +1,155 @@
+"""What is kept: images, models, jobs and the record of who did what.
+
+An SQL database holds the rows, a folder the files; nothing else is shared between the
+processes of the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.store import migrations
+from acclimate_service.store.aliases import AliasMove
+from acclimate_service.store.audit import Audit, AuditEntry
+from acclimate_service.store.blobs import Blobs, BlobWriter, translated_os_errors
+from acclimate_service.store.domains import Domains, data_digest
+from acclimate_service.store.engine import Clock, Database, Transaction, open_engine
+from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
+from acclimate_service.store.jobs import Jobs
+from acclimate_service.store.leases import Checkpoint
+from acclimate_service.store.pages import Page
+from acclimate_service.store.reconcile import Reconciliation, reconcile
+from acclimate_service.store.registry import Registry
+from acclimate_service.store.versions import NewVersion
+
+__all__ = [
+    "AliasMove",
+    "Answer",
+    "Audit",
+    "AuditEntry",
+    "BlobWriter",
+    "Blobs",
+    "Checkpoint",
+    "Domains",
+    "Jobs",
+    "NewVersion",
+    "Outcome",
+    "Page",
+    "Received",
+    "Reconciliation",
+    "Refusal",
+    "Registry",
+    "Store",
+    "data_digest",
+    "open_store",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """One database and one folder of blobs. Thread-safe."""
+
+    database: Database
+    blobs: Blobs
+    domains: Domains
+    jobs: Jobs
+    registry: Registry
+    audit: Audit
+
+    def ping(self) -> None:
+        """Say whether the store can be used.
+
+        Raises:
+            StoreUnavailable: the database or the folder is out of reach.
+        """
+        self.database.read(Transaction.scalar, sa.select(1))
+        self.blobs.ping()
+
+    def reconcile(
+        self,
+        *,
+        grace: dt.timedelta = dt.timedelta(days=1),
+        idle: dt.timedelta = dt.timedelta(days=7),
+    ) -> Reconciliation:
+        """See :func:`~acclimate_service.store.reconcile.reconcile`. For start-up."""
+        return reconcile(self.database, self.blobs, grace=grace, idle=idle)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.database.close()
+
+
+def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Store:
+    """Open a store, making or migrating its schema if need be.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
+        blob_root: The folder of the blobs; made if it is not there.
+        clock: Replaces the database's clock (PostgreSQL) or the machine's (SQLite).
+
+    Raises:
+        InvalidSpec: the URL is of another kind.
+        StoreUnavailable: the database or the folder is out of reach, or the schema is
+            newer than this version knows.
+    """
+    blobs = Blobs(blob_root)
+    engine = open_engine(url)
+    database = Database(engine, clock)
+    with _prepared(engine):
+        database.write(_migrate)
+    return Store(
+        database=database,
+        blobs=blobs,
+        domains=Domains(database),
+        jobs=Jobs(database, blobs),
+        registry=Registry(database),
+        audit=Audit(database),
+    )
+
+
+def _migrate(tx: Transaction) -> None:
+    tx.serialize("migrations")
+    migrations.upgrade(tx.connection)
+
+
+@contextlib.contextmanager
+def _prepared(engine: sa.Engine) -> Iterator[None]:
+    """Hold off other processes that open the same SQLite file; put it into WAL mode.
+
+    The change of mode does not wait for a lock as other statements do, so two
+    processes that open a new file at once would fail without this.
+    """
+    if engine.dialect.name != "sqlite":
+        yield
+        return
+    assert engine.url.database is not None
+    path = Path(engine.url.database)
+    with translated_os_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(path.name + ".open"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _switch_to_wal(engine)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _switch_to_wal(engine: sa.Engine) -> None:
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    finally:
+        connection.close()
+    if mode != "wal":
+        raise StoreUnavailable("the store's file system cannot hold a write-ahead log")

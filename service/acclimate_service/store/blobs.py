@@ -1,0 +1,330 @@
+"""Files by the sha256 of their content, in a folder.
+
+    ROOT/sha256/ab/abcd…   the files; the name is the digest of the content
+    ROOT/tmp/              what is being written
+
+A file appears under its name whole and durable or not at all: temporary name, fsync,
+rename, fsync of the folder. Two writers of the same content are harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
+
+CHUNK = 1 << 20  # bytes read at a time
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobWriter:
+    """A blob that is written piece by piece, in bounded memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.digest = ""  # known, and the blob visible, once the ``with`` block has ended
+
+    def write(self, chunk: bytes) -> None:
+        """Append *chunk*.
+
+        Raises:
+            StoreUnavailable: the disk is full or refuses.
+        """
+        with translated_os_errors():
+            self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def sync(self) -> str:
+        """Make the written bytes durable; their digest."""
+        _sync(self._file)
+        return self._hash.hexdigest()
+
+
+class Blobs:
+    """The blob store. Thread-safe, and safe between processes on one file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files = root / "sha256"
+        self._temporary = root / "tmp"
+        with translated_os_errors():
+            self._files.mkdir(parents=True, exist_ok=True)
+            self._temporary.mkdir(exist_ok=True)
+            (root / "lock").touch()
+
+    def ping(self) -> None:
+        """Say whether blobs can be read and written here.
+
+        Raises:
+            StoreUnavailable: the folder is gone or not ours to write.
+        """
+        if not os.access(self._temporary, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreUnavailable("the blob folder is gone or cannot be written")
+
+    # ── writing ──────────────────────────────────────────────────────────────
+
+    def put(self, content: bytes) -> str:
+        """Store *content*; its digest.
+
+        Raises:
+            StoreUnavailable: the disk is full or refuses.
+        """
+        return self.put_many([content])[0]
+
+    def put_many(self, contents: Sequence[bytes]) -> list[str]:
+        """Store several contents, with one fsync of each folder; their digests, in order.
+
+        Raises:
+            StoreUnavailable: the disk is full or refuses. Some may be stored.
+        """
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
+        folders: set[Path] = set()
+        with translated_os_errors():
+            for digest, content in dict(zip(digests, contents, strict=True)).items():
+                folders.add(self.path(digest).parent)
+                if self._keep(digest):
+                    continue
+                with self._temporary_file() as (file, path):
+                    file.write(content)
+                    _sync(file)
+                    self._name(path, digest)
+            for folder in folders:
+                _sync_folder(folder)
+        return digests
+
+    def put_file(self, path: Path) -> str:
+        """Store a copy of the file at *path*, in bounded memory; its digest.
+
+        Raises:
+            StoreUnavailable: the disk is full or refuses, or *path* cannot be read.
+        """
+        with translated_os_errors(), path.open("rb") as source, self.writer() as writer:
+            while chunk := source.read(CHUNK):
+                writer.write(chunk)
+        return writer.digest
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """A writer whose blob becomes visible when the block ends without an error.
+
+        Raises:
+            StoreUnavailable: the disk is full or refuses.
+        """
+        with contextlib.ExitStack() as stack:
+            with translated_os_errors():
+                file, path = stack.enter_context(self._temporary_file())
+            writer = BlobWriter(file)
+            yield writer  # what the block itself raises is its own
+            with translated_os_errors():
+                digest = writer.sync()
+                if not self._keep(digest):
+                    self._name(path, digest)
+                _sync_folder(self.path(digest).parent)
+            writer.digest = digest
+
+    # ── reading ──────────────────────────────────────────────────────────────
+
+    def get(self, digest: str) -> bytes:
+        """The content, verified.
+
+        Raises:
+            BlobNotFound: there is no such blob.
+            BlobCorrupt: the bytes on disk are not what they are named by.
+            StoreUnavailable: the disk refuses.
+        """
+        with self.open(digest) as file, translated_os_errors():
+            content = file.read()
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise BlobCorrupt(digest, found)
+        return content
+
+    def open(self, digest: str) -> BinaryIO:
+        """The file, for reading, unverified (see :meth:`verify`).
+
+        Raises:
+            BlobNotFound: there is no such blob.
+            StoreUnavailable: the disk refuses.
+        """
+        with translated_os_errors(), self._missing_is(digest):
+            return self.path(digest).open("rb")
+
+    def verify(self, digest: str) -> None:
+        """Read the whole file once and compare, in bounded memory.
+
+        Raises:
+            BlobNotFound: there is no such blob.
+            BlobCorrupt: the bytes on disk are not what they are named by.
+            StoreUnavailable: the disk refuses.
+        """
+        with self.open(digest) as file, translated_os_errors():
+            found = _digest_of(file)
+        if found != digest:
+            raise BlobCorrupt(digest, found)
+
+    def size(self, digest: str) -> int:
+        """The size in bytes.
+
+        Raises:
+            BlobNotFound: there is no such blob.
+        """
+        with translated_os_errors(), self._missing_is(digest):
+            return self.path(digest).stat().st_size
+
+    def exists(self, digest: str) -> bool:
+        """Whether there is such a blob."""
+        return self.path(digest).is_file()
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, or would lie. Only a store in a local folder has this.
+
+        Raises:
+            BlobNotFound: *digest* is not a hex sha256, so nothing can be stored under it.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise BlobNotFound(digest[:80])
+        return self._files / digest[:2] / digest
+
+    # ── taking away ──────────────────────────────────────────────────────────
+
+    def delete(self, digest: str) -> None:
+        """Remove the blob, if it is there. Whoever calls this knows that nothing names it."""
+        with translated_os_errors():
+            self.path(digest).unlink(missing_ok=True)
+
+    def delete_older(self, digest: str, moment: float) -> int | None:
+        """Remove the blob unless it was stored, or stored again, after *moment* (Unix seconds).
+
+        Storing what exists renews its age under the same lock, so a blob that an
+        upload is about to name is never taken from under it.
+
+        Returns:
+            The bytes freed; None if it stays.
+        """
+        path = self.path(digest)
+        with translated_os_errors(), self._locked(fcntl.LOCK_EX):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                return None
+            if stat.st_mtime > moment:
+                return None
+            path.unlink()
+            return stat.st_size
+
+    def digests(self) -> Iterator[str]:
+        """Every blob there is, folder by folder; other files are passed over."""
+        with translated_os_errors():
+            for folder in sorted(self._files.iterdir()):
+                if folder.is_dir():
+                    names = sorted(path.name for path in folder.iterdir())
+                    yield from (name for name in names if _DIGEST.fullmatch(name))
+
+    def delete_unfinished(self, moment: float) -> int:
+        """Remove what writers that died before *moment* (Unix seconds) left; how many files."""
+        removed = 0
+        with translated_os_errors():
+            for path in self._temporary.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # its writer ended just now
+                    if path.stat().st_mtime <= moment:
+                        path.unlink()
+                        removed += 1
+        return removed
+
+    # ── inside ───────────────────────────────────────────────────────────────
+
+    def _keep(self, digest: str) -> bool:
+        """Whether the blob is there, whole; if so, it counts as stored just now.
+
+        One that rotted is not kept: the caller holds its true bytes and writes them.
+        """
+        path = self.path(digest)
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                with path.open("rb") as file:
+                    whole = _digest_of(file) == digest
+                if whole:
+                    os.utime(path)
+            except FileNotFoundError:
+                return False
+        return whole
+
+    @contextlib.contextmanager
+    def _temporary_file(self) -> Iterator[tuple[BinaryIO, Path]]:
+        """A file that is gone when the block ends, unless it was given a name."""
+        path = self._temporary / secrets.token_hex(16)
+        file = path.open("xb")
+        try:
+            yield file, path
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()  # what is not synced by now is not wanted either
+            path.unlink(missing_ok=True)
+
+    def _name(self, path: Path, digest: str) -> None:
+        """Give a synced temporary file its name."""
+        target = self.path(digest)
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            _sync_folder(self._files)
+        path.rename(target)
+
+    @contextlib.contextmanager
+    def _missing_is(self, digest: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.ping()  # the one file is missing only if the folder is there
+            raise BlobNotFound(digest) from error
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        # A descriptor of its own: flock is held by the open file, not by the thread.
+        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, kind)
+            yield
+        finally:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def translated_os_errors() -> Iterator[None]:
+    """Raise what the file system says as what it means for a caller."""
+    try:
+        yield
+    except OSError as error:
+        # The path is left out: it means nothing to a client and tells it our folders.
+        raise StoreUnavailable(f"the blob folder refuses: {error.strerror}") from error
+
+
+def _digest_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in *folder* survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,225 @@
+"""Leases: a worker's right to write to a job, and what it may write while it lasts.
+
+Every write names worker and attempt. ``attempt`` grows with each claim, so a worker
+that lost its lease, however late it wakes, matches no row and writes nothing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pydantic
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import AttemptsExhausted, LeaseLost
+from acclimate_service.domain.job import EventKind, Failure, Job, JobEvent, JobState, Lease, Phase
+from acclimate_service.domain.names import JobName
+from acclimate_service.store import events, queue, schema
+from acclimate_service.store.engine import Transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a finished step of a job left for whoever resumes it. ``blobs``: role to digest."""
+
+    key: str
+    record: dict[str, pydantic.JsonValue]
+    blobs: dict[str, str]
+    at: dt.datetime
+
+
+def claim(
+    tx: Transaction, worker: str, lease_seconds: float, max_attempts: int
+) -> tuple[Job, Lease] | None:
+    """The oldest job that nobody works on, leased to *worker*; None if there is none.
+
+    On the way, abandoned jobs that need no worker find their end: those whose
+    cancellation was asked for, and those whose workers died *max_attempts* times.
+    """
+    table = schema.jobs
+    while True:
+        row = tx.row(
+            sa.select(table)
+            .where(queue.claimable(tx.now))
+            .order_by(table.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if row is None:
+            return None
+        if row.cancel_requested:
+            queue.conclude(tx, row.id, JobState.CANCELLED, "cancelled; its worker was gone")
+            continue
+        died = row.attempt - row.released
+        if died >= max_attempts:
+            error = AttemptsExhausted(
+                f"the worker died or stalled {died} times; see the job's events"
+            )
+            queue.conclude(
+                tx,
+                row.id,
+                JobState.FAILED,
+                str(error),
+                failure=Failure(reason=error.reason, message=str(error)),
+            )
+            continue
+        # `claimable` is asked twice so that of two racing workers the later one
+        # updates no row, whatever the database's locks are worth.
+        taken = tx.run(
+            sa.update(table)
+            .where(table.c.id == row.id, queue.claimable(tx.now))
+            .values(
+                state=JobState.RUNNING.value,
+                phase=None,
+                worker=worker,
+                attempt=table.c.attempt + 1,
+                lease_from=tx.now,
+                lease_until=tx.now + dt.timedelta(seconds=lease_seconds),
+                started_at=sa.func.coalesce(table.c.started_at, sa.literal(tx.now, schema.Instant)),
+            )
+        )
+        if taken:
+            name = JobName(row.id)
+            lease = Lease(job=name, worker=worker, attempt=row.attempt + 1)
+            message = "started" if row.attempt == 0 else f"resumed, attempt {lease.attempt}"
+            events.append_state(
+                tx, row.id, JobState.RUNNING, message, {"attempt": lease.attempt, "worker": worker}
+            )
+            return queue.get(tx, name), lease
+
+
+def held(lease: Lease) -> sa.ColumnElement[bool]:
+    """The fence: the condition that *lease* still holds its job."""
+    table = schema.jobs
+    return sa.and_(
+        table.c.id == lease.job.job,
+        table.c.state == JobState.RUNNING.value,
+        table.c.worker == lease.worker,
+        table.c.attempt == lease.attempt,
+    )
+
+
+def lost(lease: Lease) -> LeaseLost:
+    """What a worker is told whose lease the fence refuses."""
+    return LeaseLost(
+        f"{lease.job} is no longer held by {lease.worker}, attempt {lease.attempt}",
+        job=lease.job,
+        worker=lease.worker,
+        attempt=lease.attempt,
+    )
+
+
+def heartbeat(tx: Transaction, lease: Lease, lease_seconds: float) -> Job:
+    """Renew the lease; the job as it stands, a wish to cancel it included.
+
+    Raises:
+        LeaseLost: another worker holds the job, or it ended.
+    """
+    row = tx.row(
+        sa.update(schema.jobs)
+        .where(held(lease))
+        .values(lease_from=tx.now, lease_until=tx.now + dt.timedelta(seconds=lease_seconds))
+        .returning(*schema.jobs.c)
+    )
+    if row is None:
+        raise lost(lease)
+    return queue.job_of(row)
+
+
+def release(tx: Transaction, lease: Lease) -> None:
+    """Give the job back unspent, for any worker to resume; or end it, if it is cancelled.
+
+    Raises:
+        LeaseLost: another worker holds the job, or it ended.
+    """
+    table = schema.jobs
+    row = tx.row(
+        sa.update(table)
+        .where(held(lease))
+        .values(
+            state=JobState.QUEUED.value,
+            phase=None,
+            released=table.c.released + 1,
+            lease_from=None,
+            lease_until=None,
+        )
+        .returning(*table.c)
+    )
+    if row is None:
+        raise lost(lease)
+    if row.cancel_requested:
+        queue.conclude(tx, row.id, JobState.CANCELLED, "cancelled")
+    else:
+        events.append_state(tx, row.id, JobState.QUEUED, "given back by its worker", {})
+
+
+def record_event(
+    tx: Transaction,
+    lease: Lease,
+    *,
+    kind: EventKind,
+    phase: Phase | None,
+    message: str,
+    facts: events.Facts,
+) -> JobEvent:
+    """Add to the job's story.
+
+    Raises:
+        LeaseLost: another worker holds the job, or it ended.
+    """
+    event = events.append(tx, held(lease), kind=kind, phase=phase, message=message, facts=facts)
+    if event is None:
+        raise lost(lease)
+    return event
+
+
+def enter(tx: Transaction, lease: Lease, phase: Phase) -> None:
+    """Say what the job is doing now.
+
+    Raises:
+        LeaseLost: another worker holds the job, or it ended.
+    """
+    record_event(
+        tx,
+        lease,
+        kind=EventKind.PHASE,
+        phase=phase,
+        message=phase.value.lower(),
+        facts={},
+    )
+    tx.run(sa.update(schema.jobs).where(held(lease)).values(phase=phase.value))
+
+
+def checkpoint(
+    tx: Transaction,
+    lease: Lease,
+    key: str,
+    record: Mapping[str, pydantic.JsonValue],
+    blobs: Mapping[str, str],
+) -> None:
+    """Keep what a finished step made, in place of what was kept under *key* before.
+
+    Raises:
+        LeaseLost: another worker holds the job, or it ended.
+    """
+    # The row is locked, not only looked at: a claim that comes now waits for this.
+    if tx.row(sa.select(schema.jobs.c.id).where(held(lease)).with_for_update()) is None:
+        raise lost(lease)
+    table = schema.checkpoints
+    tx.run(sa.delete(table).where(table.c.job == lease.job.job, table.c.key == key))
+    tx.run(
+        sa.insert(table).values(
+            job=lease.job.job, key=key, record=dict(record), blobs=dict(blobs), at=tx.now
+        )
+    )
+
+
+def checkpoints(tx: Transaction, name: JobName) -> dict[str, Checkpoint]:
+    """What is kept for a resumed job, by key; empty once the job has ended."""
+    table = schema.checkpoints
+    return {
+        row.key: Checkpoint(key=row.key, record=row.record, blobs=row.blobs, at=row.at)
+        for row in tx.rows(sa.select(table).where(table.c.job == name.job).order_by(table.c.at))
+    }

@@ -1,0 +1,128 @@
+"""Making rows and files agree again after whatever happened.
+
+Files are written before the rows that name them, so a crash leaves files without a
+name, never the reverse. Reconciling collects those, and says which named files are
+missing, which only a lost disk can bring about.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.names import BatchName
+from acclimate_service.store import batches, schema
+from acclimate_service.store.blobs import Blobs
+from acclimate_service.store.engine import Clock, Database, Transaction, utc_now
+
+_GROUP = 500  # digests asked about in one query
+_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciliation:
+    """What was found, and done about it."""
+
+    expired: tuple[BatchName, ...]  # open uploads that nobody went on with, dropped
+    unfinished: int  # temporary files of writers that died, removed
+    orphans: int  # files that no row names, removed
+    freed: int  # bytes of the orphans
+    missing: tuple[str, ...]  # digests that rows name and no file has
+
+
+def reconcile(
+    database: Database,
+    blobs: Blobs,
+    *,
+    grace: dt.timedelta = dt.timedelta(days=1),
+    idle: dt.timedelta = dt.timedelta(days=7),
+    clock: Clock = utc_now,
+) -> Reconciliation:
+    """Drop uploads idle for *idle*, then files older than *grace* that no row names.
+
+    Safe beside running servers and workers, as long as *grace* is longer than any of
+    them takes from storing a file to writing its row; a day forgives a clock that jumps.
+
+    Raises:
+        StoreUnavailable: the database or the folder is out of reach; what was done stays.
+    """
+    expired = database.write(batches.expire, idle)
+    moment = (clock() - grace).timestamp()
+    unfinished = blobs.delete_unfinished(moment)
+    spoken = database.read(_spoken_of)
+    orphans = freed = 0
+    for group in _groups(blobs.digests()):
+        candidates = [digest for digest in group if digest not in spoken]
+        named = database.read(_named_by_examples, candidates)
+        for digest in candidates:
+            if digest not in named:
+                size = blobs.delete_older(digest, moment)
+                freed += size or 0
+                orphans += size is not None
+    return Reconciliation(
+        expired=expired,
+        unfinished=unfinished,
+        orphans=orphans,
+        freed=freed,
+        missing=tuple(_missing(database, blobs)),
+    )
+
+
+def _spoken_of(tx: Transaction) -> frozenset[str]:
+    """Every digest in a row that is not an example's: few, so they are held in memory.
+
+    JSON columns are searched as text: whatever looks like a digest counts as named,
+    since what is kept too long costs space, and what is deleted is gone.
+    """
+    found: set[str] = set()
+    for table, columns in (
+        (schema.models, ("weights",)),
+        (schema.versions, ("onnx", "weights", "manifest")),
+        (schema.jobs, ("summary", "report_html", "report_json")),
+        (schema.checkpoints, ("record", "blobs")),
+    ):
+        for row in tx.connection.execute(sa.select(*(table.c[name] for name in columns))):
+            found.update(_DIGEST.findall(json.dumps(list(row))))
+    return frozenset(found)
+
+
+def _named_by_examples(tx: Transaction, digests: Collection[str]) -> frozenset[str]:
+    blob = schema.examples.c.blob
+    return frozenset(row.blob for row in tx.rows(sa.select(blob).where(blob.in_(digests))))
+
+
+def _missing(database: Database, blobs: Blobs) -> Iterator[str]:
+    """Every digest that a row names as a file, and no file has; in bounded memory."""
+    named = itertools.chain(database.read(_named_by_results), _examples_in_groups(database))
+    return (digest for digest in named if not blobs.exists(digest))
+
+
+def _named_by_results(tx: Transaction) -> list[str]:
+    versions, jobs = schema.versions, schema.jobs
+    columns = (versions.c.onnx, versions.c.weights, jobs.c.report_html, jobs.c.report_json)
+    query = sa.union(*(sa.select(column).where(column != "") for column in columns))
+    return sorted(row[0] for row in tx.rows(query))
+
+
+def _examples_in_groups(database: Database) -> Iterator[str]:
+    last = ""
+    while group := database.read(_examples_after, last):
+        yield from group
+        last = group[-1]
+
+
+def _examples_after(tx: Transaction, last: str) -> list[str]:
+    blob = schema.examples.c.blob
+    query = sa.select(blob).where(blob > last).distinct().order_by(blob).limit(_GROUP)
+    return [row.blob for row in tx.rows(query)]
+
+
+def _groups(digests: Iterator[str]) -> Iterator[list[str]]:
+    while group := list(itertools.islice(digests, _GROUP)):
+        yield group

@@ -1,0 +1,212 @@
+"""The registry: models, their versions, and the aliases by which versions are served."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdReused
+from acclimate_service.domain.model import (
+    Alias,
+    Architecture,
+    Model,
+    ModelVersion,
+    Preprocessing,
+    WeightsSource,
+)
+from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
+from acclimate_service.store import aliases, endings, schema, versions
+from acclimate_service.store.aliases import AliasMove
+from acclimate_service.store.engine import Database, Transaction
+from acclimate_service.store.pages import Page, page_limit
+
+
+class Registry:
+    """The models of a store. Every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ── models ───────────────────────────────────────────────────────────────
+
+    def create_model(self, model: Model, request_id: str = "") -> Model:
+        """Write *model* (its ``created_at`` is the store's); the same request, the same model.
+
+        Raises:
+            AlreadyExists: the id is taken.
+            NotFound: its source domain does not exist.
+            RequestIdReused: this request_id made another model.
+            StoreUnavailable: the database is out of reach.
+        """
+        return self._database.write(_create_model, model, request_id)
+
+    def get_model(self, name: ModelName) -> Model:
+        """The model.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        return self._database.read(_get_model, name)
+
+    def list_models(self, page_size: int = 0, page_token: str = "") -> Page[Model]:
+        """The models, by name."""
+        return self._database.read(_page_models, page_size, page_token)
+
+    # ── versions ─────────────────────────────────────────────────────────────
+
+    def get_version(self, name: VersionName) -> ModelVersion:
+        """See :func:`~acclimate_service.store.versions.get`."""
+        return self._database.read(versions.get, name)
+
+    def list_versions(
+        self, model: ModelName, page_size: int = 0, page_token: str = ""
+    ) -> Page[ModelVersion]:
+        """See :func:`~acclimate_service.store.versions.page`."""
+        return self._database.read(versions.page, model, page_size, page_token)
+
+    def version_of_job(self, job: JobName) -> ModelVersion | None:
+        """See :func:`~acclimate_service.store.versions.of_job`."""
+        return self._database.read(versions.of_job, job)
+
+    def force_version(self, job: JobName, *, who: str, why: str) -> ModelVersion:
+        """See :func:`~acclimate_service.store.endings.force`."""
+        return self._database.write(endings.force, job, who, why)
+
+    def delete_version(self, name: VersionName) -> None:
+        """See :func:`~acclimate_service.store.versions.delete`."""
+        self._database.write(versions.delete, name)
+
+    def lineage(self, version: VersionName) -> tuple[ModelVersion, ...]:
+        """See :func:`~acclimate_service.store.versions.lineage`."""
+        return self._database.read(versions.lineage, version)
+
+    def accepted_domains(self, version: VersionName) -> tuple[DomainName, ...]:
+        """See :func:`~acclimate_service.store.versions.accepted_domains`."""
+        return self._database.read(versions.accepted_domains, version)
+
+    # ── aliases ──────────────────────────────────────────────────────────────
+
+    def set_alias(
+        self,
+        alias: AliasName,
+        version: VersionName,
+        *,
+        expect: VersionName | None = None,
+        who: str = "",
+        why: str = "",
+    ) -> Alias:
+        """See :func:`~acclimate_service.store.aliases.set_to`."""
+        return self._database.write(aliases.set_to, alias, version, expect=expect, who=who, why=why)
+
+    def rollback(
+        self, alias: AliasName, *, expect: VersionName | None = None, who: str = "", why: str = ""
+    ) -> Alias:
+        """See :func:`~acclimate_service.store.aliases.rollback`."""
+        return self._database.write(aliases.rollback, alias, expect=expect, who=who, why=why)
+
+    def delete_alias(self, alias: AliasName, *, who: str = "", why: str = "") -> None:
+        """See :func:`~acclimate_service.store.aliases.delete`."""
+        self._database.write(aliases.delete, alias, who, why)
+
+    def get_alias(self, alias: AliasName) -> Alias:
+        """See :func:`~acclimate_service.store.aliases.get`."""
+        return self._database.read(aliases.get, alias)
+
+    def list_aliases(self, model: ModelName | None = None) -> list[Alias]:
+        """See :func:`~acclimate_service.store.aliases.of_model`."""
+        return self._database.read(aliases.of_model, model)
+
+    def alias_history(self, alias: AliasName, limit: int = 100) -> list[AliasMove]:
+        """See :func:`~acclimate_service.store.aliases.history`."""
+        return self._database.read(aliases.history, alias, limit)
+
+    def aliases_changed_since(self, marker: int) -> list[AliasMove]:
+        """See :func:`~acclimate_service.store.aliases.moved_since`.
+
+        A replica begins with 0, and goes on from the ``number`` of the last move it saw.
+        """
+        return self._database.read(aliases.moved_since, marker)
+
+
+def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:
+    table, domains = schema.models, schema.domains
+    if request_id:
+        row = tx.row(sa.select(table).where(table.c.request_id == request_id))
+        if row is not None:
+            return _same_model(row, model, request_id)
+    if tx.row(sa.select(table.c.id).where(table.c.id == model.name.model)) is not None:
+        raise AlreadyExists(str(model.name))
+    source = model.source_domain
+    if source is not None and not tx.rows(
+        sa.select(domains.c.id).where(domains.c.id == source.domain)
+    ):
+        raise NotFound(str(source), see="ListDomains")
+    row = tx.row(
+        sa.insert(table)
+        .values(
+            id=model.name.model,
+            architecture=model.architecture.model_dump(mode="json"),
+            weights=model.weights.model_dump(mode="json"),
+            labels=list(model.labels),
+            preprocessing=None
+            if model.preprocessing is None
+            else model.preprocessing.model_dump(mode="json"),
+            source_domain=None if source is None else source.domain,
+            request_id=request_id or None,
+            versions=0,
+            created_at=tx.now,
+        )
+        .returning(*table.c)
+    )
+    return _model_of(row)
+
+
+def _same_model(row: Any, model: Model, request_id: str) -> Model:
+    """The model in *row*, if this request may have made it.
+
+    What a first version fills in (labels, preprocessing, the source domain) may have
+    changed since, so it counts only where the request said something.
+    """
+    found = _model_of(row)
+    asked = dataclasses.replace(
+        model,
+        created_at=found.created_at,
+        labels=model.labels or found.labels,
+        preprocessing=model.preprocessing or found.preprocessing,
+        source_domain=model.source_domain or found.source_domain,
+    )
+    if asked != found:
+        raise RequestIdReused(request_id)
+    return found
+
+
+def _get_model(tx: Transaction, name: ModelName) -> Model:
+    row = tx.row(sa.select(schema.models).where(schema.models.c.id == name.model))
+    if row is None:
+        raise NotFound(str(name), see="ListModels")
+    return _model_of(row)
+
+
+def _page_models(tx: Transaction, page_size: int, token: str) -> Page[Model]:
+    table, limit = schema.models, page_limit(page_size)
+    rows = tx.rows(sa.select(table).where(table.c.id > token).order_by(table.c.id).limit(limit + 1))
+    return Page(
+        items=tuple(_model_of(row) for row in rows[:limit]),
+        next_token=rows[limit - 1].id if len(rows) > limit else "",
+    )
+
+
+def _model_of(row: Any) -> Model:
+    return Model(
+        name=ModelName(row.id),
+        architecture=Architecture.model_validate(row.architecture),
+        weights=WeightsSource.model_validate(row.weights),
+        labels=tuple(row.labels),
+        preprocessing=None
+        if row.preprocessing is None
+        else Preprocessing.model_validate(row.preprocessing),
+        source_domain=None if row.source_domain is None else DomainName(row.source_domain),
+        created_at=row.created_at,
+    )

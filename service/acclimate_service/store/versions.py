@@ -1,0 +1,220 @@
+"""Model versions: allotted once, immutable, with a lineage that is kept while it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import NotFound, VersionInUse, VersionNotFound
+from acclimate_service.domain.job import JobState
+from acclimate_service.domain.model import Manifest, ModelVersion, Origin
+from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
+from acclimate_service.store import schema
+from acclimate_service.store.engine import Transaction, line
+from acclimate_service.store.pages import Page, page_limit, page_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVersion:
+    """A version to be. Its number is allotted as it is written, so the manifest follows.
+
+    ``manifest`` is called inside the transaction, perhaps more than once, and must do
+    nothing but build: the name it is given is the version's.
+    """
+
+    parent: VersionName | None
+    origin: Origin
+    manifest: Callable[[VersionName], Manifest]
+
+
+def create(
+    tx: Transaction,
+    model: ModelName,
+    job: JobName,
+    new: NewVersion,
+    *,
+    forced_by: str = "",
+    forced_reason: str = "",
+) -> ModelVersion:
+    """Write the next version of *model*; a bare backbone takes on its labels.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    models = schema.models
+    row = tx.row(
+        sa.update(models)
+        .where(models.c.id == model.model)
+        .values(versions=models.c.versions + 1)
+        .returning(
+            models.c.versions, models.c.labels, models.c.preprocessing, models.c.source_domain
+        )
+    )
+    if row is None:
+        raise NotFound(str(model), see="ListModels")
+    name = VersionName(model.model, str(row.versions))
+    manifest = new.manifest(name)
+    if (manifest.version, manifest.job, manifest.origin) != (str(name), str(job), new.origin):
+        raise ValueError(f"the manifest of {name} tells of another version, job or origin")
+    written = tx.row(
+        sa.insert(schema.versions)
+        .values(
+            model=model.model,
+            id=name.version,
+            number=row.versions,
+            parent=None if new.parent is None else new.parent.version,
+            job=job.job,
+            origin=new.origin.value,
+            manifest=manifest.model_dump(mode="json"),
+            onnx=manifest.artifacts.onnx,
+            weights=manifest.artifacts.weights,
+            forced_by=line(forced_by, 200),
+            forced_reason=line(forced_reason),
+            created_at=tx.now,
+        )
+        .returning(*schema.versions.c)
+    )
+    _complete_model(tx, row, name, manifest, job)
+    return version_of(written)
+
+
+def _complete_model(
+    tx: Transaction, row: Any, name: VersionName, manifest: Manifest, job: JobName
+) -> None:
+    """Fill in what the model did not know before its first version."""
+    values: dict[str, Any] = {}
+    if not row.labels:
+        values["labels"] = list(manifest.labels)
+    if row.preprocessing is None:
+        values["preprocessing"] = manifest.preprocessing.model_dump(mode="json")
+    if row.source_domain is None:
+        jobs = schema.jobs
+        source = tx.scalar(sa.select(jobs.c.source).where(jobs.c.id == job.job))
+        if source is not None:
+            values["source_domain"] = source
+    if values:
+        models = schema.models
+        tx.run(sa.update(models).where(models.c.id == name.model).values(**values))
+
+
+def get(tx: Transaction, name: VersionName) -> ModelVersion:
+    """The version.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+    """
+    return version_of(_find(tx, name))
+
+
+def of_job(tx: Transaction, job: JobName) -> ModelVersion | None:
+    """The version that *job* made, if it made one that still is there."""
+    row = tx.row(sa.select(schema.versions).where(schema.versions.c.job == job.job))
+    return None if row is None else version_of(row)
+
+
+def page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page[ModelVersion]:
+    """The model's versions, newest first."""
+    table, limit, before = schema.versions, page_limit(page_size), page_number(token)
+    query = sa.select(table).where(table.c.model == model.model)
+    if before is not None:
+        query = query.where(table.c.number < before)
+    rows = tx.rows(query.order_by(table.c.number.desc()).limit(limit + 1))
+    return Page(
+        items=tuple(version_of(row) for row in rows[:limit]),
+        next_token=str(rows[limit - 1].number) if len(rows) > limit else "",
+    )
+
+
+def delete(tx: Transaction, name: VersionName) -> None:
+    """Delete the version; its files go when the store is next reconciled.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+        VersionInUse: an alias points at it or would roll back to it, a job that has
+            not ended adapts it, or another version was adapted from it.
+    """
+    model = schema.models
+    tx.row(sa.select(model.c.id).where(model.c.id == name.model).with_for_update())
+    _find(tx, name)
+    aliases, jobs, table = schema.aliases, schema.jobs, schema.versions
+    for what, user in (
+        (
+            f"models/{name.model}/aliases/",
+            sa.select(aliases.c.id).where(
+                aliases.c.model == name.model,
+                sa.or_(aliases.c.version == name.version, aliases.c.previous == name.version),
+            ),
+        ),
+        (
+            "jobs/",
+            sa.select(jobs.c.id).where(
+                jobs.c.model == name.model,
+                jobs.c.incumbent == name.version,
+                jobs.c.state.in_([state.value for state in JobState if not state.ended]),
+            ),
+        ),
+        (
+            f"models/{name.model}/versions/",
+            sa.select(table.c.id).where(
+                table.c.model == name.model, table.c.parent == name.version
+            ),
+        ),
+    ):
+        found = tx.scalar(user.limit(1))
+        if found is not None:
+            raise VersionInUse(f"{name} is needed by {what}{found}", name=name, by=what + found)
+    tx.run(sa.delete(table).where(table.c.model == name.model, table.c.id == name.version))
+
+
+def lineage(tx: Transaction, name: VersionName) -> tuple[ModelVersion, ...]:
+    """The version and all it descends from, the oldest first.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+    """
+    chain = [get(tx, name)]
+    while (parent := chain[-1].parent) is not None:
+        chain.append(get(tx, parent))
+    return tuple(reversed(chain))
+
+
+def accepted_domains(tx: Transaction, name: VersionName) -> tuple[DomainName, ...]:
+    """Every domain that a version of this lineage was made for, the oldest first.
+
+    A forced version counts: somebody with the right to do so accepted its domain.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+    """
+    jobs = schema.jobs
+    domains: dict[str, None] = {}
+    for version in lineage(tx, name):
+        row = tx.row(sa.select(jobs.c.source, jobs.c.target).where(jobs.c.id == version.job.job))
+        if row is not None:
+            domains.update(dict.fromkeys(domain for domain in row if domain is not None))
+    return tuple(DomainName(domain) for domain in domains)
+
+
+def _find(tx: Transaction, name: VersionName) -> sa.Row[Any]:
+    table = schema.versions
+    row = tx.row(sa.select(table).where(table.c.model == name.model, table.c.id == name.version))
+    if row is None:
+        raise VersionNotFound(str(name))
+    return row
+
+
+def version_of(row: Any) -> ModelVersion:
+    """A row of ``versions`` as what it stands for."""
+    return ModelVersion(
+        name=VersionName(row.model, row.id),
+        parent=None if row.parent is None else VersionName(row.model, row.parent),
+        job=JobName(row.job),
+        origin=Origin(row.origin),
+        manifest=Manifest.model_validate(row.manifest),
+        forced_by=row.forced_by,
+        forced_reason=row.forced_reason,
+        created_at=row.created_at,
+    )
