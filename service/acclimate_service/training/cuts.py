@@ -106,7 +106,7 @@ class _TorchvisionTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [N, 1 + patches, F] of images [N, 3, S, S]."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)  # [N, patches, F]
-        first = self.class_token.expand(len(x), -1, -1)
+        first = self.class_token.expand(x.shape[0], -1, -1)
         tokens: Tensor = self.dropout(torch.cat([first, patches], dim=1) + self.pos_embedding)
         return tokens
 

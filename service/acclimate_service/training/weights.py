@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from acclimate_service.domain.errors import InvalidSpec, WeightsMismatch, WeightsUnavailable
-from acclimate_service.domain.model import Preprocessing, WeightsSource
+from acclimate_service.domain.model import WeightsSource
 from acclimate_service.training import families
 from acclimate_service.training.network import Network
 
@@ -58,22 +58,20 @@ def load(
         WeightsUnavailable: the hub cannot be reached, or the package is not installed.
         UnsupportedArchitecture: the hub has no weights of this tag.
     """
-    preprocessing: Preprocessing | None = None
-    match source.kind:
-        case "FILE":
-            found = read(open_blob(source.reference))
-        case "PACKAGE":
-            found = _by_position(network, _read_package(network, source.reference))
-            half = (0.5, 0.5, 0.5)
-            preprocessing = network.preprocessing.model_copy(update={"mean": half, "std": half})
-        case "HUB":
-            found = _fetch(network, source.reference, cache)
-            preprocessing = families.preprocessing(
-                network.architecture, tag=source.reference, size=network.preprocessing.size
-            )
+    preprocessing = network.preprocessing
+    if source.kind == "FILE":
+        found = read(open_blob(source.reference))
+    elif source.kind == "PACKAGE":
+        found = _by_position(network, _read_package(network, source.reference))
+        half = (0.5, 0.5, 0.5)
+        preprocessing = preprocessing.model_copy(update={"mean": half, "std": half})
+    else:
+        found = _fetch(network, source.reference, cache)
+        preprocessing = families.preprocessing(
+            network.architecture, tag=source.reference, size=preprocessing.size
+        )
     _fill(network, found, backbone_only=backbone_only)
-    if preprocessing is not None:
-        network.preprocessing = preprocessing
+    network.preprocessing = preprocessing
 
 
 def save(network: Network) -> bytes:
@@ -99,10 +97,8 @@ def read(file: Path | bytes) -> dict[str, Tensor]:
     """
     content = file if isinstance(file, bytes) else file.read_bytes()
     # The two forms torch.save has had: a zip archive, and before it a bare pickle.
-    if content[:2] in (b"PK", b"\x80\x02"):
-        found = _unwrap(_unpickle(content))
-    else:
-        found = _parse(content)
+    pickled = content.startswith((b"PK", b"\x80\x02"))
+    found = _unwrap(_unpickle(content)) if pickled else _parse(content)
     for prefix in _PREFIXES:
         if found and all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
@@ -203,7 +199,7 @@ def _fetch_torchvision(network: Network, tag: str, cache: Path | None) -> dict[s
     )
     if "encoder.pos_embedding" in found:  # a ViT, whose positions follow from the image size
         size, patch = network.preprocessing.size, int(network.architecture.name.split("_")[2])
-        found = dict(interpolate_embeddings(size, patch, found))  # type: ignore[no-untyped-call]
+        found = dict(interpolate_embeddings(size, patch, found))
     return found
 
 
