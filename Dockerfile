@@ -74,7 +74,7 @@ COPY --from=serve-environment /opt/acclimate /opt/acclimate
 ENV ACCLIMATE_HOST=0.0.0.0
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["acclimate", "health"]
+    CMD ["acclimate", "health", "--timeout", "3"]
 CMD ["acclimate", "serve"]
 
 # The last target is what a plain `docker build .` makes.
@@ -83,5 +83,5 @@ COPY --from=work-environment /opt/acclimate /opt/acclimate
 ENV ACCLIMATE_HOST=0.0.0.0
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["acclimate", "health"]
+    CMD ["acclimate", "health", "--timeout", "3"]
 CMD ["acclimate", "up"]
