@@ -1,0 +1,200 @@
+"""Domains, and the images uploaded to them."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.output import ago, console, print_json, print_table, short
+from acclimate.cli.refusals import complain
+from acclimate.resources import Acknowledgement, Domain, Role
+
+if TYPE_CHECKING:
+    from acclimate.client import Client
+
+app = typer.Typer(
+    invoke_without_command=True, help="List, create and show domains: where images come from."
+)
+
+
+@app.callback()
+def domains(
+    context: typer.Context, server: Server = DEFAULT_SERVER, as_json: AsJson = False
+) -> None:
+    """List the domains.
+
+    Example: acclimate domains
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with connect(server) as client:
+        found = client.domains()
+    if as_json:
+        print_json({"domains": found})
+        return
+    print_table(
+        ("DOMAIN", "LABELS", "TRAIN", "SELECT", "VERIFY", "AGE"),
+        (
+            (
+                short(domain.name),
+                len(domain.labels),
+                *_totals(domain),
+                ago(domain.created_at),
+            )
+            for domain in found
+        ),
+        empty="no domains; see `acclimate domains create --help`",
+    )
+
+
+def _totals(domain: Domain) -> tuple[int, int, int]:
+    counts = domain.counts
+    return (
+        sum(c.train for c in counts),
+        sum(c.select for c in counts),
+        sum(c.verify for c in counts),
+    )
+
+
+@app.command()
+def create(
+    domain: Annotated[str, typer.Argument(help="Its id: a lower-case slug.")],
+    labels: Annotated[str, typer.Option(help="What its images may show: cat,dog.")] = "",
+    labels_from: Annotated[
+        Path | None, typer.Option(help="A folder whose subfolders' names are the labels.")
+    ] = None,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Create a domain.
+
+    Example: acclimate domains create night --labels cat,dog
+    """
+    from acclimate.folders import labels_of_folder
+
+    names: Iterable[str] = [label for label in labels.split(",") if label]
+    if labels_from is not None:
+        names = labels_of_folder(labels_from)
+    with connect(server) as client:
+        created = client.create_domain(domain, names, description=description)
+    _show(created, as_json)
+
+
+@app.command()
+def get(
+    domain: Annotated[str, typer.Argument(help="Its id.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Show a domain: its labels, and how many images it has of each.
+
+    Example: acclimate domains get night
+    """
+    with connect(server) as client:
+        found = client.domain(domain)
+    _show(found, as_json)
+
+
+def _show(domain: Domain, as_json: bool) -> None:
+    if as_json:
+        print_json(domain)
+        return
+    console.print(f"[bold]{domain.name}[/bold] {domain.description}")
+    counts = {count.label: count for count in domain.counts}
+    print_table(
+        ("LABEL", "TRAIN", "SELECT", "VERIFY"),
+        (
+            (label, c.train, c.select, c.verify) if (c := counts.get(label)) else (label, 0, 0, 0)
+            for label in domain.labels
+        ),
+        empty="no labels",
+    )
+
+
+def upload(
+    folder: Annotated[Path, typer.Argument(help="Its subfolders are the labels.")],
+    domain: Annotated[str, typer.Option("--domain", "-d", help="Where the images come from.")],
+    role: Annotated[
+        Role,
+        typer.Option(
+            case_sensitive=False,
+            help="What they are given for: to learn from, to hold out, to replay, or let each "
+            "image's content decide whether it is held out.",
+        ),
+    ] = Role.AUTO,
+    make: Annotated[
+        bool, typer.Option("--create", help="Create the domain first, if it is not there.")
+    ] = False,
+    limit_per_class: Annotated[int | None, typer.Option(help="At most so many of each.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A slice they belong to: camera=3.")] = None,
+    request_id: Annotated[
+        str, typer.Option(help="Of an upload that broke off, to go on with it.")
+    ] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a folder of labelled images, as one batch. Broken connections are resumed.
+
+    Refused images are listed on stderr; they cost only themselves.
+
+    Example: acclimate upload photos/night --domain night --role train --create
+    """
+    from acclimate.errors import DeadlineExceeded, Unavailable
+    from acclimate.folders import examples_from_folder
+
+    request_id = request_id or str(uuid.uuid4())
+    examples = examples_from_folder(folder, limit_per_class=limit_per_class, tags=tuple(tag or ()))
+    with connect(server) as client:
+        if make:
+            _create_if_missing(client, domain, folder)
+        try:
+            with _counter() as count:
+                result = client.upload(
+                    domain, examples, role=role, request_id=request_id, on_acknowledgement=count
+                )
+        except (Unavailable, DeadlineExceeded, KeyboardInterrupt):
+            complain("RESUME", f"go on with this upload by --request-id {request_id}")
+            raise
+    if as_json:
+        print_json(result)
+    else:
+        console.print(
+            f"{result.batch.name}: {result.accepted} accepted, {result.duplicates} there already, "
+            f"{result.batch.rejected} refused"
+        )
+
+
+def _create_if_missing(client: Client, domain: str, folder: Path) -> None:
+    from acclimate.errors import NotFound
+    from acclimate.folders import labels_of_folder
+
+    try:
+        client.domain(domain)
+    except NotFound:
+        client.create_domain(domain, labels_of_folder(folder))
+
+
+@contextlib.contextmanager
+def _counter() -> Iterator[Callable[[Acknowledgement], None]]:
+    """Counts answers on a terminal's stderr, and names every refused image there."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    errors = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn()
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("images stored", total=None)
+
+        def count(answer: Acknowledgement) -> None:
+            bar.advance(task)
+            if answer.outcome == "REJECTED":
+                complain(answer.reason, f"{answer.id or answer.index}: {answer.message}")
+
+        yield count

@@ -1,0 +1,248 @@
+"""Models, their versions, and the aliases that decide what is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.output import ago, console, print_json, print_table, short
+from acclimate.cli.refusals import exit_of_job, usage
+from acclimate.resources import Preprocessing, WeightsSource
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="VERSION", help="A version: 3 or digits/3, as the command says.")
+]
+Alias = Annotated[str, typer.Option(help="Which pointer.")]
+
+
+def register(
+    model: ModelArgument,
+    architecture: Annotated[
+        str,
+        typer.Argument(metavar="LIBRARY/NAME", help="Such as timm/tf_efficientnet_lite0."),
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Where the first weights come from: a file (safetensors or a state dict), "
+            "hub, hub:TAG, or package:NAME."
+        ),
+    ] = "hub",
+    labels: Annotated[
+        str, typer.Option(help="What its head answers, in order: cat,dog. None for a backbone.")
+    ] = "",
+    labels_file: Annotated[
+        Path | None, typer.Option(help="The same, from a file with one label a line.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side of its input; unset: the library's own.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="The domain whose holdout forgetting is weighed on.")
+    ] = "",
+    promote_to: Annotated[
+        str, typer.Option(help="The alias to set when the first version exists.")
+    ] = "production",
+    wait: Annotated[bool, typer.Option(help="Wait for the first version, if one is made.")] = True,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Register a model: an architecture, its first weights, and what they answer.
+
+    Without labels it is a bare backbone, whose first version `acclimate adapt` makes.
+
+    Example: acclimate register shop timm/tf_efficientnet_lite0 --weights hub --source studio
+    """
+    names = [label for label in labels.split(",") if label]
+    if labels_file is not None:
+        names = [line.strip() for line in labels_file.read_text().splitlines() if line.strip()]
+    with connect(server) as client:
+        registered, job = client.register_model(
+            model,
+            architecture,
+            weights=_weights(weights),
+            labels=names,
+            preprocessing=None if size is None else Preprocessing(size=size),
+            source_domain=source,
+            promote_to=promote_to,
+        )
+        if job is not None and wait:
+            job.wait()
+    if as_json:
+        print_json({"model": registered, "job": None if job is None else job.snapshot})
+    elif job is None:
+        console.print(
+            f"{registered.name}: a backbone; make its first version with "
+            f"`acclimate adapt {model} DOMAIN`"
+        )
+    else:
+        console.print(f"{registered.name}: {job.name} {job.state.value} {short(job.version)}")
+        if job.snapshot.failure_message:
+            console.print(f"[red]{job.snapshot.failure_message}[/red]")
+    if job is not None and job.state.ended:
+        raise typer.Exit(exit_of_job(job.state))
+
+
+def _weights(text: str) -> WeightsSource | Path:
+    kind, _, reference = text.partition(":")
+    if kind == "hub":
+        return WeightsSource(kind="HUB", reference=reference)
+    if kind == "package" and reference:
+        return WeightsSource(kind="PACKAGE", reference=reference)
+    if Path(text).is_file():
+        return Path(text)
+    raise usage(f"--weights {text!r} is neither a file, nor hub[:TAG], nor package:NAME")
+
+
+def models(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """List the models.
+
+    Example: acclimate models
+    """
+    with connect(server) as client:
+        found = client.models()
+    if as_json:
+        print_json({"models": found})
+        return
+    print_table(
+        ("MODEL", "ARCHITECTURE", "LABELS", "SOURCE", "AGE"),
+        (
+            (
+                short(model.name),
+                model.architecture,
+                len(model.labels) or "backbone",
+                short(model.source_domain),
+                ago(model.created_at),
+            )
+            for model in found
+        ),
+        empty="no models; see `acclimate register --help`",
+    )
+
+
+def versions(
+    model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False
+) -> None:
+    """List a model's versions, and which aliases point at them.
+
+    Example: acclimate versions shop
+    """
+    with connect(server) as client:
+        found = client.versions(model)
+        pointers = client.aliases(model)
+    if as_json:
+        print_json({"versions": found, "aliases": pointers})
+        return
+    print_table(
+        ("VERSION", "FROM", "ORIGIN", "JOB", "MB", "SHA256", "ALIASES", "AGE"),
+        (
+            (
+                short(version.name),
+                short(version.parent),
+                version.origin.value,
+                short(version.job),
+                f"{version.onnx_bytes / 1e6:.1f}",
+                version.sha256[:12],
+                " ".join(
+                    alias.name.rpartition("/")[2]
+                    for alias in pointers
+                    if alias.version == version.name
+                ),
+                ago(version.created_at),
+            )
+            for version in found
+        ),
+        empty="no versions yet; see `acclimate adapt --help`",
+    )
+
+
+def aliases(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """List a model's aliases.
+
+    Example: acclimate aliases shop
+    """
+    with connect(server) as client:
+        found = client.aliases(model)
+    if as_json:
+        print_json({"aliases": found})
+        return
+    print_table(
+        ("ALIAS", "VERSION", "BEFORE", "MOVED"),
+        (
+            (
+                alias.name.rpartition("/")[2],
+                short(alias.version),
+                short(alias.previous),
+                ago(alias.moved_at),
+            )
+            for alias in found
+        ),
+        empty="no aliases; see `acclimate promote --help`",
+    )
+
+
+def promote(
+    model: ModelArgument,
+    version: VersionArgument,
+    alias: Alias = "production",
+    expected: Annotated[
+        str | None, typer.Option(help="Only if the alias points at this version now.")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Load and warm a version, then serve it under an alias.
+
+    Example: acclimate promote shop 3
+    """
+    with connect(server) as client:
+        moved = client.promote(model, version, alias=alias, expected=expected)
+    if as_json:
+        print_json(moved)
+    else:
+        console.print(f"{alias} → {short(moved.version)} (before: {short(moved.previous) or '–'})")
+
+
+def rollback(
+    model: ModelArgument,
+    alias: Alias = "production",
+    reason: Annotated[str, typer.Option(help="Why; kept in the alias's history.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias back at where it pointed before.
+
+    Example: acclimate rollback shop --reason "night images got worse"
+    """
+    with connect(server) as client:
+        moved = client.rollback(model, alias=alias, reason=reason)
+    if as_json:
+        print_json(moved)
+    else:
+        console.print(f"{alias} → {short(moved.version)}")
+
+
+def export(
+    version: VersionArgument,
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version's model.onnx, weights.safetensors and manifest.json into a folder.
+
+    Example: acclimate export shop/3 ./shop-3
+    """
+    with connect(server) as client:
+        files = client.export(version, folder)
+    if as_json:
+        print_json(files)
+    else:
+        print_table(
+            ("FILE", "SHA256"),
+            ((str(folder / name), files.sha256[name]) for name in files.files),
+            empty="the version has no files",
+        )

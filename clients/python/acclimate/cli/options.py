@@ -1,0 +1,50 @@
+"""Options that many commands share, and the connection they describe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acclimate.cli.refusals import usage
+
+if TYPE_CHECKING:
+    from acclimate.client import Client
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server", "-s", envvar="ACCLIMATE_SERVER", metavar="HOST:PORT", help="Where it listens."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
+    """A client for *server*.
+
+    Secrets come from the environment, since a command line is for all to see:
+    ``ACCLIMATE_TOKEN``, and for TLS ``ACCLIMATE_TLS_CA`` with, for mTLS,
+    ``ACCLIMATE_TLS_CERTIFICATE`` and ``ACCLIMATE_TLS_KEY``.
+    """
+    from acclimate import TLS, Client
+
+    def path(name: str) -> Path | None:
+        return Path(os.environ[name]) if os.environ.get(name) else None
+
+    ca, certificate = path("ACCLIMATE_TLS_CA"), path("ACCLIMATE_TLS_CERTIFICATE")
+    tls = TLS(ca=ca, certificate=certificate, key=path("ACCLIMATE_TLS_KEY"))
+    try:
+        return Client(
+            server,
+            timeout=timeout,
+            retries=retries,
+            token=os.environ.get("ACCLIMATE_TOKEN") or None,
+            tls=tls if ca or certificate else None,
+        )
+    except ValueError as error:  # a token would travel in plain text
+        raise usage(f"{error}; set ACCLIMATE_TLS_CA") from None

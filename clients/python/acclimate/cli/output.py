@@ -1,0 +1,76 @@
+"""What commands print: JSON for machines, tables for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def plain(value: Any) -> Any:
+    """*value* as JSON knows it. A dataclass becomes an object with its fields' names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return value
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print *value* on stdout; on one line with ``indent=None``."""
+    typer.echo(json.dumps(plain(value), indent=indent, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows under their headings, or the line *empty* if there are none."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"[dim]{empty}[/dim]")
+
+
+def short(name: str) -> str:
+    """``models/digits/versions/3`` → ``digits/3``; ``jobs/a1`` → ``a1``."""
+    parts = name.split("/")
+    return "/".join(parts[1::2]) if len(parts) > 2 else parts[-1]
+
+
+def ago(moment: dt.datetime | None) -> str:
+    """How long ago, roughly: ``3 min``."""
+    if moment is None:
+        return ""
+    seconds = (dt.datetime.now(dt.UTC) - moment).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def percent(share: object, *, signed: bool = False) -> str:
+    """0.8125 → ``81.2 %``; what is no number → a dash."""
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        return "–"
+    return f"{100 * share:+.1f} %" if signed else f"{100 * share:.1f} %"

@@ -1,0 +1,52 @@
+"""``acclimate predict``: what a model says of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.output import console, percent, print_json, print_table, short
+
+
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="shop (its production), shop@canary or shop/3.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG or WebP.")],
+    top: Annotated[int, typer.Option(help="How many labels to name.", min=1)] = 3,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Predict on images; the answer names the exact version that gave it.
+
+    Example: acclimate predict shop photo.jpg other.png
+    """
+    with connect(server) as client:
+        found = client.predict(model, images, top_k=top)
+    if as_json:
+        answers = [
+            {"image": image, "prediction": prediction}
+            for image, prediction in zip(images, found, strict=True)
+        ]
+        print_json({"predictions": answers})
+        return
+    print_table(
+        ("IMAGE", *("LABEL", "") * top),
+        (
+            (
+                image,
+                *(
+                    cell
+                    for ranked in prediction.classes
+                    for cell in (ranked.label, percent(ranked.probability))
+                ),
+            )
+            for image, prediction in zip(images, found, strict=True)
+        ),
+        empty="no images",
+    )
+    for version in sorted({(prediction.version, prediction.sha256) for prediction in found}):
+        console.print(f"[dim]{short(version[0])}, sha256 {version[1][:12]}[/dim]")

@@ -1,0 +1,100 @@
+"""``acclimate serve`` and ``acclimate work``: one process of the service each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from acclimate.cli.extras import require
+
+SERVE_NEEDS = ("grpc_health", "numpy", "onnxruntime", "PIL", "pydantic_settings", "sqlalchemy")
+WORK_NEEDS = ("onnx", "safetensors", "timm", "torch", "torchvision")
+
+Home = Annotated[
+    Path | None,
+    typer.Option(help="The folder of everything stored; unset: ACCLIMATE_HOME or acclimate-data."),
+]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help="An SQLAlchemy URL; unset: SQLite in the home folder.")
+]
+
+
+def require_serve() -> None:
+    """Stop unless what ``serve`` needs is installed."""
+    require(*SERVE_NEEDS, extra="serve,cpu", what="`acclimate serve`")
+
+
+def require_work() -> None:
+    """Stop unless what ``work`` needs is installed."""
+    require(*SERVE_NEEDS, *WORK_NEEDS, extra="train,cpu", what="`acclimate work`")
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """The environment of a process of the service: ours, and *settings* that are not None."""
+    given = {f"ACCLIMATE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
+    return os.environ | given
+
+
+def command(process: str) -> list[str]:
+    """How to start ``serve`` or ``work``."""
+    return [sys.executable, "-m", f"acclimate_service.{process}"]
+
+
+def become(process: str, **settings: object) -> NoReturn:
+    """Turn this process into one of the service, so that signals reach it directly."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    words = command(process)
+    os.execve(words[0], words, environment(**settings))  # noqa: S606  our own interpreter
+
+
+def serve(
+    home: Home = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="0: any free port, printed.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="For Prometheus; unset: off.")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="cpu, cuda or tensorrt; never falls back silently.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Predictions at once.")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Run the serving process: gRPC, predictions, uploads. It never loads torch.
+
+    Every further setting is an environment variable ACCLIMATE_<NAME>.
+
+    Example: acclimate serve --home /var/lib/acclimate --port 50051
+    """
+    require_serve()
+    become(
+        "serve",
+        home=home,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        provider=provider,
+        threads=threads,
+        database_url=database_url,
+    )
+
+
+def work(
+    home: Home = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:1; auto takes CUDA if present.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the training on a CPU.")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Run a worker: it claims jobs one by one and works on them.
+
+    Every further setting is an environment variable ACCLIMATE_<NAME>.
+
+    Example: acclimate work --home /var/lib/acclimate --device cuda:0
+    """
+    require_work()
+    become("work", home=home, device=device, threads=threads, database_url=database_url)

@@ -1,0 +1,200 @@
+"""A job's story as a person likes to follow it: a live display, or plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.rule import Rule
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from acclimate.cli import verdict
+from acclimate.cli.output import console, percent, short
+from acclimate.resources import EventKind, JobEvent, JobState, Phase
+
+if TYPE_CHECKING:
+    from acclimate.job import Job
+
+NOTES = 8  # decisions and warnings shown at once; the report has them all
+BARS = "▁▂▃▄▅▆▇█"
+BARS_SHOWN = 24
+COLOURS = {
+    JobState.SUCCEEDED: "green",
+    JobState.REJECTED: "red",
+    JobState.INCONCLUSIVE: "yellow",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+}
+
+
+def state_text(state: JobState) -> str:
+    """A state in its colour, as markup."""
+    colour = COLOURS.get(state)
+    return f"[{colour}]{state.value}[/{colour}]" if colour else state.value
+
+
+def show(job: Job) -> None:
+    """Follow *job* to its end."""
+    if console.is_terminal:
+        story = Story(job)
+        with Live(get_renderable=story.render, console=console, refresh_per_second=8):
+            for event in job.watch():
+                story.take(event)
+            story.end()
+    else:
+        for event in job.watch():
+            phase = event.phase.value if event.phase else ""
+            console.print(
+                f"{event.at:%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}", markup=False
+            )
+        job.refresh()
+    show_end(job)
+
+
+def show_end(job: Job) -> None:
+    """Where *job* stands and, if it has ended, how: verdict, version, the next step."""
+    snapshot = job.snapshot
+    console.print(
+        f"[bold]{job.name}[/bold] {state_text(job.state)}"
+        + (f" {job.phase.value}" if job.phase else "")
+        + f"  {job.kind.value} {short(snapshot.model)} "
+        + f"← {short(snapshot.target_domain or snapshot.source_domain)}"
+        + (f"  attempt {snapshot.attempt}" if snapshot.attempt > 1 else "")
+    )
+    found = verdict.verdict_of(snapshot.summary)
+    if found is not None:
+        console.print(verdict.render(found))
+    if snapshot.failure_reason:
+        console.print(f"{snapshot.failure_reason}: {snapshot.failure_message}", markup=False)
+    if job.version:
+        console.print(f"version [bold]{short(job.version)}[/bold]")
+    if job.state in (JobState.SUCCEEDED, JobState.REJECTED, JobState.INCONCLUSIVE):
+        console.print(f"[dim]why, image by image: acclimate report {short(job.name)} --open[/dim]")
+
+
+class Story:
+    """What has happened so far, drawn anew several times a second."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._state = job.state
+        self._began: dict[Phase, float] = {}  # seconds since the first event, by its clock
+        self._first: float | None = None
+        self._last = 0.0
+        self._heard = time.monotonic()
+        self._epochs: dict[str, list[Mapping[str, Any]]] = {}
+        self._notes: list[Text] = []
+        self._spinner = Spinner("dots")
+
+    def take(self, event: JobEvent) -> None:
+        """One more event."""
+        moment = event.at.timestamp()
+        self._first = moment if self._first is None else self._first
+        self._last, self._heard = moment - self._first, time.monotonic()
+        self._state = event.state
+        if event.phase is not None:
+            self._began.setdefault(event.phase, self._last)
+        if event.kind is EventKind.EPOCH:
+            self._epochs.setdefault(str(event.facts.get("strategy", "")), []).append(event.facts)
+        elif event.kind is EventKind.DECISION:
+            self._notes.append(Text(f"→ {event.message}"))
+        elif event.kind is EventKind.WARNING:
+            self._notes.append(Text(f"! {event.message}", style="yellow"))
+
+    def end(self) -> None:
+        """The story is told."""
+        self._state = self._job.refresh().state
+
+    def render(self) -> RenderableType:
+        """The whole display."""
+        parts: list[RenderableType] = [self._head(), self._phases()]
+        if self._epochs:
+            parts.append(self._learning())
+        hidden = len(self._notes) - NOTES
+        if hidden > 0:
+            parts.append(Text(f"  … {hidden} earlier notes are in the report", style="dim"))
+        parts += self._notes[-NOTES:]
+        if self._state.ended:
+            parts.append(Rule(style="dim"))
+        return Group(*parts)
+
+    def _now(self) -> float:
+        """Seconds since the first event."""
+        still = 0.0 if self._state.ended else time.monotonic() - self._heard
+        return self._last + still
+
+    def _head(self) -> RenderableType:
+        snapshot = self._job.snapshot
+        line = Table.grid(padding=(0, 1))
+        text = Text.assemble(
+            (short(snapshot.model), "bold"),
+            " ← ",
+            (short(snapshot.target_domain or snapshot.source_domain), "bold"),
+            f"  {snapshot.kind.value.lower()}, {snapshot.name}  ",
+            Text.from_markup(state_text(self._state)),
+            (f"  {self._now():.0f} s", "dim"),
+        )
+        line.add_row(
+            text if self._state.ended else self._spinner, *([] if self._state.ended else [text])
+        )
+        return line
+
+    def _phases(self) -> Text:
+        """Every phase with its seconds: done, under way, to come."""
+        line = Text()
+        seen = sorted(self._began, key=lambda phase: self._began[phase])
+        ends = [self._began[phase] for phase in seen[1:]] + [self._now()]
+        spent = {phase: end - self._began[phase] for phase, end in zip(seen, ends, strict=True)}
+        for phase in Phase:
+            name = phase.value.lower()
+            if phase not in spent:
+                line.append(f"○ {name}   ", style="dim")
+            elif phase is seen[-1] and not self._state.ended:
+                line.append(f"● {name} {spent[phase]:.0f} s   ", style="bold cyan")
+            else:
+                line.append(f"✓ {name} {spent[phase]:.0f} s   ", style="green")
+        return line
+
+    def _learning(self) -> Table:
+        """One row for each strategy that was tried: its last epoch, and how select rose."""
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for column in ("STRATEGY", "EPOCH", "LOSS", "TRAIN", "SELECT", "SOURCE", "", "S/EPOCH"):
+            table.add_column(column, no_wrap=True)
+        for strategy, epochs in self._epochs.items():
+            last = epochs[-1]
+            table.add_row(
+                strategy,
+                f"{last.get('epoch', len(epochs))}/{last.get('epochs', '?')}",
+                _number(last.get("train_loss")),
+                percent(last.get("train_accuracy")),
+                percent(last.get("select_accuracy")),
+                percent(last.get("source_accuracy")),
+                Text(sparkline([epoch.get("select_accuracy") for epoch in epochs]), style="cyan"),
+                _number(last.get("seconds")),
+            )
+        return table
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "–"
+
+
+def sparkline(values: list[Any]) -> str:
+    """Values as bars between their own least and greatest; what is no number is a gap."""
+    shown = values[-BARS_SHOWN:]
+    numbers = [value for value in shown if isinstance(value, int | float)]
+    if not numbers:
+        return ""
+    low, high = min(numbers), max(numbers)
+    top = len(BARS) - 1
+    return "".join(
+        " "
+        if not isinstance(value, int | float)
+        else BARS[round((value - low) / (high - low) * top) if high > low else top]
+        for value in shown
+    )

@@ -1,0 +1,115 @@
+"""``acclimate up``: the whole service on one machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acclimate.cli.options import AsJson, connect
+from acclimate.cli.output import console, print_json
+from acclimate.cli.processes import DatabaseUrl, environment, require_serve, require_work
+from acclimate.cli.refusals import Exit, complain, usage
+from acclimate.cli.supervisor import Supervisor, free_port, is_taken
+
+POLL_SECONDS = 0.1
+START_FAILURES = 3  # of the server, before it was ever ready: then it will not be
+
+
+class _Asked:
+    """How often we were asked to end."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+        def took(*_: object) -> None:
+            self.times += 1
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, took)
+
+
+def up(
+    home: Annotated[
+        Path, typer.Option(envvar="ACCLIMATE_HOME", help="The folder of everything stored.")
+    ] = Path("acclimate-data"),
+    host: Annotated[
+        str, typer.Option(envvar="ACCLIMATE_HOST", help="The address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="ACCLIMATE_PORT", help="0: any free port, printed.")
+    ] = 50051,
+    device: Annotated[
+        str, typer.Option(envvar="ACCLIMATE_DEVICE", help="Where to train: auto, cpu, cuda.")
+    ] = "auto",
+    provider: Annotated[
+        str,
+        typer.Option(envvar="ACCLIMATE_PROVIDER", help="Where to predict: cpu, cuda, tensorrt."),
+    ] = "cpu",
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole service on this machine: one server, one worker, one folder.
+
+    Both write their logs to stderr. What dies is started again; SIGTERM or Ctrl-C
+    ends both in order, a second one at once. Every further setting is an
+    environment variable ACCLIMATE_<NAME>.
+
+    Example: acclimate up --home ./acclimate-data
+    """
+    require_serve()
+    require_work()
+    port = port or free_port(host)
+    if is_taken(host, port):
+        raise usage(f"something listens on {host}:{port} already; choose another --port")
+    home.mkdir(parents=True, exist_ok=True)
+    target = f"{host}:{port}"
+    env = environment(
+        home=home.absolute(),
+        host=host,
+        port=port,
+        device=device,
+        provider=provider,
+        database_url=database_url,
+    )
+    asked = _Asked()
+    supervisor = Supervisor(env, sys.stderr)
+    ready = False
+    while not asked.times:
+        supervisor.tend()
+        if not ready:
+            ready = is_ready(target)
+            if ready:
+                _announce(supervisor, target, home, as_json=as_json)
+            elif supervisor.serve.failures >= START_FAILURES:
+                supervisor.stop()
+                complain("NOT_STARTED", "the server does not start; its last words are above")
+                raise typer.Exit(Exit.REFUSED)
+        time.sleep(POLL_SECONDS)
+    supervisor.stop(hurry=lambda: asked.times > 1)
+
+
+def is_ready(target: str) -> bool:
+    """Whether the service at *target* says that it can answer."""
+    from acclimate.errors import AcclimateError
+
+    try:
+        with connect(target, timeout=1.0, retries=0) as client:
+            return client.health().serving
+    except AcclimateError:  # not yet
+        return False
+
+
+def _announce(supervisor: Supervisor, target: str, home: Path, *, as_json: bool) -> None:
+    if as_json:
+        pids = {"serve": supervisor.serve.pid, "work": supervisor.work.pid}
+        print_json({"listening": target, "home": home.absolute(), "pids": pids}, indent=None)
+        sys.stdout.flush()
+    else:
+        console.print(
+            f"Listening on [bold]{target}[/bold], everything is kept in {home}. Ctrl-C ends it."
+        )

@@ -1,0 +1,55 @@
+"""The guard's verdict, as a table that a person can weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from acclimate.cli.output import percent
+
+MARKS = {"ACCEPT": ("✓", "green"), "REJECT": ("✗", "red"), "INCONCLUSIVE": ("?", "yellow")}
+
+
+def verdict_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The verdict in a job's summary or in the facts of its event; None if there is none."""
+    found = facts.get("verdict", facts)
+    return found if isinstance(found, Mapping) and "decision" in found else None
+
+
+def render(verdict: Mapping[str, Any]) -> RenderableType:
+    """The decision first, then why, check by check."""
+    mark, colour = MARKS.get(str(verdict["decision"]), ("", ""))
+    head = Text(f"{mark} {verdict['decision']}", style=f"bold {colour}")
+    head.append(f"  {verdict.get('summary', '')}", style="not bold")
+    checks = verdict.get("checks") or []
+    if not checks:
+        return head
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("", "CHECK", "OBSERVED", "INTERVAL", "LIMIT", "IMAGES", "LOST", "GAINED"):
+        table.add_column(column, no_wrap=True)
+    for check in checks:
+        mark, colour = MARKS.get(str(check.get("decision")), ("", ""))
+        interval = check.get("interval")
+        table.add_row(
+            Text(mark, style=colour),
+            str(check.get("name", "")),
+            _measured(check.get("observed"), check),
+            "–" if not interval else " … ".join(_measured(bound, check) for bound in interval),
+            _measured(check.get("limit"), check),
+            *(str(check.get(key) or "–") for key in ("n", "lost", "gained")),
+        )
+    return Group(head, table)
+
+
+def _measured(value: object, check: Mapping[str, Any]) -> str:
+    """A number of a check: accuracies and shares as percentages, drops with their sign."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–"
+    unit = str(check.get("unit", ""))
+    if "accuracy" in unit or unit.startswith("share"):
+        return percent(value, signed="drop" in unit)
+    return f"{value:.3g}"
