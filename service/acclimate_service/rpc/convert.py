@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,10 +129,17 @@ def preprocessing(message: pb.Preprocessing) -> Preprocessing:
     if message.interpolation:
         given["interpolation"] = message.interpolation
     if message.mean:
-        given["mean"] = tuple(message.mean)
+        given["mean"] = _three("preprocessing.mean", message.mean, above=-math.inf)
     if message.std:
-        given["std"] = tuple(message.std)
+        given["std"] = _three("preprocessing.std", message.std, above=0.0)
     return fields.checked(Preprocessing, given, field="preprocessing")
+
+
+def _three(field: str, values: Sequence[float], *, above: float) -> tuple[float, float, float]:
+    """One finite number for each of red, green and blue."""
+    if len(values) != 3 or not all(math.isfinite(value) and value > above for value in values):
+        raise InvalidSpec(f"{field} must be three finite numbers above {above:g}", field=field)
+    return values[0], values[1], values[2]
 
 
 def model(value: Model) -> pb.Model:

@@ -40,6 +40,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.UploadIncomplete: _Code.ABORTED,
     errors.RequestIdReused: _Code.ALREADY_EXISTS,
     errors.WeightsMismatch: _Code.INVALID_ARGUMENT,
+    errors.WeightsUnavailable: _Code.FAILED_PRECONDITION,
     errors.UnsupportedArchitecture: _Code.INVALID_ARGUMENT,
     errors.InputMismatch: _Code.INVALID_ARGUMENT,
     errors.NotFound: _Code.NOT_FOUND,

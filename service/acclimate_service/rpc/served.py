@@ -1,0 +1,203 @@
+"""Which version answers under which name, and the only place where that changes.
+
+A version is loaded and warmed before an alias moves to it, so a move never costs a
+request; one that cannot be loaded leaves the old one serving. Requests that resolved
+a name before a move finish on the version they resolved.
+
+Other replicas, and workers that promote what the guard accepted, move aliases in the
+store alone: ``follow`` reads those moves and makes them here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+
+import structlog
+
+from acclimate_service.domain.errors import AliasNotFound, InvalidName, NoIncumbent, ServiceError
+from acclimate_service.domain.model import PRODUCTION, Alias
+from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.inference.pool import Pool
+from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.health import Health
+from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.store import Store
+
+RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
+
+
+class Served:
+    """The names that are answered. The store is called in *lane*, versions load in *loading*."""
+
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        *,
+        lane: Lane,
+        loading: Lane,
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self.pool = pool
+        self._lane = lane
+        self._loading = loading
+        self._health = health
+        self._metrics = metrics
+        self._aliases: dict[AliasName, VersionName] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
+        self._marker = 0  # the number of the last move in the store that was looked at
+        self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
+
+    # ── asking ───────────────────────────────────────────────────────────────
+
+    def resolve(self, name: str) -> VersionName:
+        """The version that answers under a model's, an alias's or a version's name.
+
+        Raises:
+            InvalidName: it is none of the three.
+            AliasNotFound: nothing is served under this alias.
+        """
+        parts = name.split("/")
+        if len(parts) == 4 and parts[2] == "versions":
+            return VersionName.parse(name)
+        if len(parts) == 4 and parts[2] == "aliases":
+            alias = AliasName.parse(name)
+        elif len(parts) == 2:
+            alias = AliasName(ModelName.parse(name).model, PRODUCTION)
+        else:
+            raise InvalidName(name, "models/{model}[/aliases/{alias} or /versions/{version}]")
+        if alias not in self._aliases:
+            raise AliasNotFound(str(alias))
+        return self._aliases[alias]
+
+    @property
+    def aliases(self) -> dict[AliasName, VersionName]:
+        """What every served alias points at here."""
+        return dict(self._aliases)
+
+    # ── moving ───────────────────────────────────────────────────────────────
+
+    async def promote(
+        self,
+        alias: AliasName,
+        version: VersionName,
+        *,
+        expect: VersionName | None,
+        who: str,
+        why: str,
+    ) -> Alias:
+        """Load and warm *version*, then move the alias to it, in the store and here.
+
+        Raises:
+            VersionNotFound: there is no such version.
+            VersionUnloadable: it does not load; the alias stays where it is.
+            AliasMoved: *expect* is given and the alias points elsewhere.
+        """
+        async with self._locks[alias.model]:
+            await self._load(version)
+            moved = await self._lane.run(
+                self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
+            )
+            await self._point(alias, moved.version)
+            return moved
+
+    async def rollback(self, alias: AliasName, *, who: str, why: str) -> Alias:
+        """Load where the alias pointed before, then move it back.
+
+        Raises:
+            AliasNotFound: there is no such alias.
+            NoIncumbent: it was never elsewhere.
+            VersionUnloadable: what it pointed at does not load any more.
+            AliasMoved: somebody moved it meanwhile.
+        """
+        async with self._locks[alias.model]:
+            now = await self._lane.run(self._store.registry.get_alias, alias)
+            if now.previous is None:
+                raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
+            await self._load(now.previous)
+            moved = await self._lane.run(
+                self._store.registry.rollback, alias, expect=now.version, who=who, why=why
+            )
+            await self._point(alias, moved.version)
+            return moved
+
+    async def drop(self, alias: AliasName, *, who: str, why: str) -> None:
+        """Delete the alias; nothing is answered under it any more.
+
+        Raises:
+            AliasNotFound: there is no such alias.
+        """
+        async with self._locks[alias.model]:
+            await self._lane.run(self._store.registry.delete_alias, alias, who=who, why=why)
+            await self._unpoint(alias)
+
+    # ── following ────────────────────────────────────────────────────────────
+
+    async def catch_up(self) -> None:
+        """Make every move here that was made in the store since the last time.
+
+        A version that does not load keeps the old one serving, is logged, and is tried
+        again after ``RETRY_SECONDS``.
+
+        Raises:
+            StoreUnavailable: the store is out of reach; what is served stays.
+        """
+        moves = await self._lane.run(self._store.registry.aliases_changed_since, self._marker)
+        retry = {alias for alias, at in self._behind.items() if at <= time.monotonic()}
+        for alias in dict.fromkeys((*(move.alias for move in moves), *sorted(retry))):
+            await self._follow(alias)
+        if moves:
+            self._marker = moves[-1].number
+
+    async def _follow(self, alias: AliasName) -> None:
+        async with self._locks[alias.model]:
+            try:
+                # Where it points now, not where the move went: it may have moved on.
+                current = await self._lane.run(self._store.registry.get_alias, alias)
+            except AliasNotFound:
+                await self._unpoint(alias)
+                return
+            if self._aliases.get(alias) == current.version:
+                return
+            try:
+                await self._load(current.version)
+            except ServiceError as error:
+                self._behind[alias] = time.monotonic() + RETRY_SECONDS
+                self._metrics.swaps.labels("failed").inc()
+                structlog.get_logger(__name__).error(
+                    "alias not followed",
+                    alias=str(alias),
+                    version=str(current.version),
+                    serving=str(self._aliases.get(alias, "nothing")),
+                    reason=error.reason,
+                    message=str(error),
+                )
+                await self._tell_health(alias)
+                return
+            await self._point(alias, current.version)
+
+    # ── inside ───────────────────────────────────────────────────────────────
+
+    async def _load(self, version: VersionName) -> None:
+        await self._loading.run(self.pool.ensure, version)
+
+    async def _point(self, alias: AliasName, version: VersionName) -> None:
+        self.pool.point(alias, version)
+        self._aliases[alias] = version
+        self._behind.pop(alias, None)
+        self._metrics.swaps.labels("served").inc()
+        structlog.get_logger(__name__).info("alias served", alias=str(alias), version=str(version))
+        await self._tell_health(alias)
+
+    async def _unpoint(self, alias: AliasName) -> None:
+        self._aliases.pop(alias, None)
+        self._behind.pop(alias, None)
+        await self._tell_health(alias)
+
+    async def _tell_health(self, alias: AliasName) -> None:
+        if alias.alias == PRODUCTION:
+            await self._health.set_model(ModelName(alias.model), alias in self._aliases)

@@ -1,0 +1,224 @@
+"""The server: its options, its services, and what each call may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc
+
+from acclimate.v1 import (
+    adaptation_pb2,
+    adaptation_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
+from acclimate_service.domain.errors import Overloaded, StoreUnavailable
+from acclimate_service.inference.pool import Pool
+from acclimate_service.rpc import reflection
+from acclimate_service.rpc.adaptation import AdaptationServicer
+from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.health import Health
+from acclimate_service.rpc.inference import InferenceServicer, Predictor
+from acclimate_service.rpc.intercept import Interceptor, Rule
+from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.registration import RegistrationLimits, Registrations
+from acclimate_service.rpc.registry import RegistryServicer
+from acclimate_service.rpc.served import Served
+from acclimate_service.rpc.upload import UploadLimits, Uploads
+from acclimate_service.rpc.watch import Watchers
+from acclimate_service.store import Store
+
+SERVICES: Final = (
+    adaptation_pb2.DESCRIPTOR.services_by_name["AdaptationService"].full_name,
+    registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the server takes on at once; over it, RESOURCE_EXHAUSTED."""
+
+    message_bytes: int = 64 * 2**20
+    calls: int = 1000  # unary calls beside predictions
+    predictions: int = 512
+    prediction_streams: int = 128
+    uploads: int = 16
+    watchers: int = 1000
+    exports: int = 16
+    queued_jobs: int = 1000
+    store_threads: int = 8
+    decode_threads: int = 2
+    call_seconds: float = 60.0
+    load_seconds: float = 300.0  # calls that load a version before they answer
+    poll_seconds: float = 0.5
+    upload: UploadLimits = UploadLimits()
+    registration: RegistrationLimits = RegistrationLimits()
+
+
+def options(limits: Limits) -> list[tuple[str, int]]:
+    """The transport's options, with the reason of each."""
+    return [
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_send_message_length", limits.message_bytes),
+        # A second server on the same port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+        # A client that froze or lost its network is noticed within seconds, so that
+        # its streams give back what they hold. Without ping_timeout_ms it takes a minute.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Sockets that never speak HTTP/2.
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        # A burst of thousands of streams is queued here and then refused by name,
+        # rather than failed with INTERNAL.
+        ("grpc.server.max_pending_requests", 20_000),
+        ("grpc.server.max_pending_requests_hard_limit", 40_000),
+        ("grpc.max_metadata_size", 16 * 1024),
+    ]
+
+
+class Server:
+    """All services over one store and one pool, on one port."""
+
+    def __init__(self, store: Store, pool: Pool, *, limits: Limits) -> None:
+        self.metrics = Metrics()
+        self.health = Health(SERVICES)
+        self._lane = Lane("store", threads=limits.store_threads, waiting=limits.calls)
+        ingest = Lane(
+            "ingest",
+            threads=limits.decode_threads,
+            waiting=limits.uploads * limits.upload.group_examples,
+        )
+        self._decode = Lane("decode", threads=limits.decode_threads, waiting=4 * limits.predictions)
+        loading = Lane("loading", threads=1, waiting=64)
+        self.served = Served(
+            store,
+            pool,
+            lane=lane,
+            loading=loading,
+            health=self.health,
+            metrics=self.metrics,
+        )
+        self._server = grpc.aio.server(
+            interceptors=[
+                Interceptor(
+                    rules=rules(limits),
+                    default=Rule(
+                        gate=Gate("the server", limit=limits.calls), seconds=limits.call_seconds
+                    ),
+                    metrics=self.metrics,
+                )
+            ],
+            options=options(limits),
+        )
+        adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(
+            AdaptationServicer(
+                store,
+                lane=lane,
+                uploads=Uploads(
+                    store,
+                    lane=lane,
+                    ingest=ingest,
+                    metrics=self.metrics,
+                    limits=limits.upload,
+                ),
+                watchers=Watchers(store, lane=lane, interval=limits.poll_seconds),
+                max_queued_jobs=limits.queued_jobs,
+            ),
+            self._server,
+        )
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(
+            RegistryServicer(
+                store,
+                lane=lane,
+                registrations=Registrations(store, lane=lane, limits=limits.registration),
+                served=self.served,
+            ),
+            self._server,
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(Predictor(self.served, decode=decode)), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
+        reflection.enable((*SERVICES, health.SERVICE_NAME), self._server)
+
+    def listen(self, host: str, port: int) -> int:
+        """Bind to *host* and *port*; the port, chosen freely where *port* is 0.
+
+        Raises:
+            RuntimeError: the address is taken or is not this machine's.
+        """
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        """Answer health at once, and everything else when the aliases were tried.
+
+        Raises:
+            StoreUnavailable: the store is out of reach.
+        """
+        await self.health.set_ready(False)
+        await self._server.start()
+        await self.served.catch_up()
+        await self.health.set_ready(True)
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Keep up with the store, and say so when it is gone or back."""
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self._probe.run(self._store.ping)
+                await self.served.catch_up()
+            except (StoreUnavailable, Overloaded) as error:
+                await self.health.set_ready(False, why=str(error))
+            else:
+                await self.health.set_ready(True)
+
+    async def stop(self, grace: float) -> None:
+        """Drain: say NOT_SERVING, take nothing new, let what runs end within *grace* seconds."""
+        await self.health.drain()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self._server.stop(grace)
+        for lane in self._lanes:
+            lane.close()
+
+
+def rules(limits: Limits) -> dict[str, Rule]:
+    """The methods that share no gate with the rest: one busy kind never starves another."""
+    adaptation, registry, inference = (f"/{service}/" for service in SERVICES)
+    loads = Rule(gate=Gate("version loading", limit=64), seconds=limits.load_seconds)
+    exports = Rule(gate=Gate("the exports", limit=limits.exports), seconds=None)
+    return {
+        adaptation + "UploadBatch": Rule(
+            gate=Gate("the uploads", limit=limits.uploads, retry_after=5.0), seconds=None
+        ),
+        registry + "RegisterModel": Rule(
+            gate=Gate("the registrations", limit=limits.uploads, retry_after=5.0),
+            seconds=limits.upload.stream_seconds,
+        ),
+        adaptation + "WatchAdaptationJob": Rule(
+            gate=Gate("the watchers", limit=limits.watchers, retry_after=5.0), seconds=None
+        ),
+        adaptation + "GetReport": exports,
+        registry + "ExportModelVersion": exports,
+        registry + "SetAlias": loads,
+        registry + "RollbackAlias": loads,
+        inference + "Predict": Rule(
+            gate=Gate("the predictions", limit=limits.predictions, retry_after=0.1),
+            seconds=limits.call_seconds,
+        ),
+        inference + "PredictStream": Rule(
+            gate=Gate("the prediction streams", limit=limits.prediction_streams), seconds=None
+        ),
+    }

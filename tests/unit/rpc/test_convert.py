@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pytest
+from google.protobuf import struct_pb2
+
+from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
+from acclimate_service.domain.errors import InputMismatch, InvalidName, InvalidSpec, ServiceError
+from acclimate_service.domain.examples import Role
+from acclimate_service.domain.job import EventKind, JobKind, JobSpec, JobState, Phase
+from acclimate_service.domain.model import Architecture, Model, Origin, WeightsSource
+from acclimate_service.domain.names import ModelName
+from acclimate_service.rpc import convert, convert_jobs, convert_predictions
+
+
+def draft(**changes: object) -> registry_pb2.RegisterModelRequest.Draft:
+    given: dict[str, object] = {
+        "model_id": "digits",
+        "architecture": registry_pb2.Architecture(library="timm", name="resnet18"),
+        "weights": registry_pb2.WeightsSource(kind=registry_pb2.WeightsSource.KIND_HUB),
+    }
+    return registry_pb2.RegisterModelRequest.Draft(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_a_registration_is_read_field_by_field() -> None:
+    found = convert.registration(
+        draft(
+            labels=["cat", "dog"],
+            source_domain="domains/studio",
+            promote_to="production",
+            preprocessing=registry_pb2.Preprocessing(size=160),
+        )
+    )
+    assert found.model == ModelName("digits")
+    assert found.preprocessing is not None
+    assert (found.preprocessing.size, found.preprocessing.crop) == (160, 0.875)
+    assert found.promote_to == "production"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model_id": "../etc"}, InvalidName),
+        ({"model_id": ""}, InvalidName),
+        ({"architecture": registry_pb2.Architecture(library="keras", name="x")}, InvalidSpec),
+        ({"architecture": registry_pb2.Architecture(library="timm", name="a/b")}, InvalidSpec),
+        ({"weights": registry_pb2.WeightsSource()}, InvalidSpec),
+        ({"weights": registry_pb2.WeightsSource(kind=99)}, InvalidSpec),
+        ({"weights": registry_pb2.WeightsSource(kind=1, reference="../../etc")}, InvalidSpec),
+        ({"weights": registry_pb2.WeightsSource(kind=3)}, InvalidSpec),
+        ({"labels": ["only one"]}, InvalidSpec),
+        ({"labels": ["a", "a"]}, InvalidSpec),
+        ({"promote_to": "production"}, InvalidSpec),
+        ({"source_domain": "studio"}, InvalidName),
+        ({"preprocessing": registry_pb2.Preprocessing(size=7)}, InvalidSpec),
+        ({"preprocessing": registry_pb2.Preprocessing(size=64, mean=[0.5])}, InvalidSpec),
+        ({"preprocessing": registry_pb2.Preprocessing(size=64, crop=float("nan"))}, InvalidSpec),
+        ({"preprocessing": registry_pb2.Preprocessing(size=64, std=[0, 0, 0])}, InvalidSpec),
+        ({"preprocessing": registry_pb2.Preprocessing(size=64, mean=[np.inf] * 3)}, InvalidSpec),
+        ({"request_id": "a\nb"}, InvalidSpec),
+    ],
+)
+def test_a_registration_that_makes_no_sense_is_refused(
+    changes: dict[str, object], error: type[ServiceError]
+) -> None:
+    with pytest.raises(error):
+        convert.registration(draft(**changes))
+
+
+def test_a_model_without_preprocessing_leaves_the_field_unset() -> None:
+    model = Model(
+        name=ModelName("digits"),
+        architecture=Architecture(library="timm", name="resnet18"),
+        weights=WeightsSource(kind="HUB"),
+        labels=(),
+        preprocessing=None,
+        source_domain=None,
+        created_at=dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
+    )
+    message = convert.model(model)
+    assert not message.HasField("preprocessing")
+    assert message.create_time.ToDatetime(tzinfo=dt.UTC) == model.created_at
+
+
+def test_every_enum_of_the_domain_has_its_number_and_back() -> None:
+    assert set(convert._ORIGIN_OUT) == set(Origin)
+    assert set(convert_jobs._ROLES.values()) == set(Role)
+    assert set(convert_jobs._STATES.values()) == set(JobState)
+    assert set(convert_jobs._KINDS_OUT) == set(JobKind)
+    assert set(convert_jobs._PHASES_OUT) == {None, *Phase}
+    assert set(convert_jobs._EVENTS_OUT) == set(EventKind)
+    for table, enum in (
+        (convert_jobs._STATES_OUT, adaptation_pb2.AdaptationJob.State),
+        (convert_jobs._KINDS_OUT, adaptation_pb2.AdaptationJob.Kind),
+        (convert_jobs._PHASES_OUT, adaptation_pb2.AdaptationJob.Phase),
+        (convert_jobs._EVENTS_OUT, adaptation_pb2.JobEvent.Kind),
+    ):
+        assert len(set(table.values())) == len(table)
+        for key, number in table.items():
+            if key is not None:
+                assert enum.Name(number).endswith(f"_{key.value}")
+
+
+def test_an_empty_spec_means_the_defaults() -> None:
+    assert convert_jobs.spec(adaptation_pb2.AdaptationSpec()) == JobSpec()
+
+
+def test_a_spec_survives_being_written_and_read() -> None:
+    overrides = struct_pb2.Struct()
+    overrides.update({"source_margin": 0.05, "first_minimum": 40, "reason": "a small camera"})
+    message = adaptation_pb2.AdaptationSpec(
+        strategy="head", epochs=3, seed=0, guard_preset="strict", guard_overrides=overrides
+    )
+    spec = convert_jobs.spec(message)
+    assert (spec.guard.base, spec.guard.source_margin) == ("strict", 0.05)
+    assert convert_jobs.spec(convert_jobs.spec_out(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0},
+        {"epochs": -1},
+        {"budget_seconds": float("nan")},
+        {"budget_seconds": float("inf")},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"views": 0},
+        {"strategy": "a b"},
+        {"strategy": "x\n"},
+        {"promote_to": "Production"},
+        {"guard_preset": "lenient"},
+        {"guard_preset": "balanced\n"},
+    ],
+)
+def test_a_spec_out_of_range_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ServiceError):
+        convert_jobs.spec(adaptation_pb2.AdaptationSpec(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"source_margin": 2},
+        {"no_such_limit": 1},
+        {"base": "strict"},
+        {"source_margin": 0.05},  # without a reason
+        {"level": "high"},
+    ],
+)
+def test_a_guard_override_that_makes_no_sense_is_refused(overrides: dict[str, object]) -> None:
+    struct = struct_pb2.Struct()
+    struct.update(overrides)
+    with pytest.raises(InvalidSpec, match=r"guard_overrides|preset"):
+        convert_jobs.spec(adaptation_pb2.AdaptationSpec(guard_overrides=struct))
+
+
+def test_a_request_names_images_or_a_tensor_never_both_or_neither() -> None:
+    tensor = inference_pb2.Tensor(shape=[1, 2, 2, 3], pixels=bytes(12))
+    for wrong in (
+        inference_pb2.PredictRequest(model="models/m"),
+        inference_pb2.PredictRequest(model="models/m", images=[b"x"], tensor=tensor),
+    ):
+        with pytest.raises(InvalidSpec, match="either images or tensor"):
+            convert_predictions.question(wrong)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ([1, 4, 4], 48),
+        ([1, 4, 4, 1], 16),
+        ([0, 4, 4, 3], 0),
+        ([-1, 4, 4, 3], 48),
+        ([1, 4, 4, 3], 47),
+        ([2**62, 4, 4, 3], 48),
+        ([], 0),
+    ],
+)
+def test_a_tensor_of_another_shape_is_refused(shape: list[int], count: int) -> None:
+    with pytest.raises(InputMismatch):
+        convert_predictions.pixels(inference_pb2.Tensor(shape=shape, pixels=bytes(count)), 4)
+
+
+def test_a_tensors_pixels_come_in_rows() -> None:
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    tensor = inference_pb2.Tensor(shape=pixels.shape, pixels=pixels.tobytes())
+    assert np.array_equal(convert_predictions.pixels(tensor, 4), pixels)
