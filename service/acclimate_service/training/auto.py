@@ -1,0 +1,276 @@
+"""AUTO: which strategies to try, and which of their results to take, from measurements.
+
+The head alone is always tried, so AUTO never ends much below it; more stages follow
+while the measurements on select images call for them and the budget lasts. Every
+trial is a candidate and its blend with the incumbent; the incumbent itself is always
+among the points to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pydantic
+
+from acclimate_service.domain.job import EventKind, Phase
+from acclimate_service.training.dataset import Stock
+from acclimate_service.training.diagnosis import Failure, Finding, forgetting, underfitting
+from acclimate_service.training.finetune import Candidate, Effort, tune
+from acclimate_service.training.interpolate import ALPHAS, Blend, Tolerance, blend
+from acclimate_service.training.network import Network
+from acclimate_service.training.optimiser import State, restore
+from acclimate_service.training.run import Run
+from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
+from acclimate_service.training.trunk import Trunk
+
+Summary = dict[str, pydantic.JsonValue]
+
+
+class Checkpoints(Protocol):
+    """Where finished steps are kept, so that a resumed job need not repeat them."""
+
+    def load(self, key: str) -> tuple[Summary, State] | None:
+        """What was saved under this key, if anything."""
+        ...
+
+    def save(self, key: str, summary: Summary, state: State) -> None:
+        """Keep a JSON-able summary and its tensors."""
+        ...
+
+
+class NoCheckpoints:
+    """Keeps nothing."""
+
+    def load(self, key: str) -> tuple[Summary, State] | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+    def save(self, key: str, summary: Summary, state: State) -> None:
+        """Let it go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One strategy tried: what it made, and the point chosen between that and the start."""
+
+    candidate: Candidate
+    blend: Blend
+    findings: tuple[Finding, ...]
+
+    @property
+    def target_accuracy(self) -> float | None:
+        """On select images, at the chosen point."""
+        return self.blend.chosen.target_accuracy
+
+    def failed(self, failure: Failure) -> bool:
+        """Whether this failure was found."""
+        return any(finding.failure is failure for finding in self.findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the engine ends with. ``state`` is the whole network's.
+
+    ``trials`` are in order of trying; ``chosen`` is the one taken.
+    """
+
+    state: State
+    chosen: int
+    reason: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def trial(self) -> Trial:
+        """The trial taken."""
+        return self.trials[self.chosen]
+
+
+def adapt(
+    network: Network,
+    *,
+    stock: Stock,
+    trunk: Trunk,
+    strategy: str,
+    effort: Effort,
+    tolerance: Tolerance,
+    run: Run,
+    bootstrap: bool = False,
+    checkpoints: Checkpoints | None = None,
+    enter: Callable[[Phase, str], None] = lambda phase, detail: None,
+) -> Outcome:
+    """Adapt a network to the stock's new domain; it is left at the chosen weights.
+
+    Args:
+        strategy: ``auto`` or what :func:`strategies.parse` reads.
+        bootstrap: the head is new, and there is no incumbent to blend with or to keep.
+        enter: called with each phase and what it is about.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+        TrainingDiverged: training stayed unstable at ever lower rates.
+    """
+    kept = checkpoints or NoCheckpoints()
+    incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+    engine = _Engine(
+        network=network,
+        stock=stock,
+        trunk=trunk,
+        effort=effort,
+        tolerance=tolerance,
+        run=run,
+        bootstrap=bootstrap,
+        checkpoints=kept,
+        enter=enter,
+        incumbent=incumbent,
+    )
+    trials: list[Trial] = []
+    planned = _fixed(strategy) if strategy != "auto" else None
+    while (step := next_strategy(trials, planned=planned, run=run)) is not None:
+        chosen, why = step
+        run.tell(EventKind.DECISION, f"trying {chosen.name}: {why}", strategy=chosen.name)
+        trials.append(engine.trial(chosen, trials))
+    best, reason = choose(trials)
+    state = incumbent | trials[0].blend.state | trials[best].blend.state
+    restore(network, state)
+    run.tell(
+        EventKind.DECISION,
+        f"took {trials[best].candidate.strategy} at {trials[best].blend.alpha:g}: {reason}",
+        strategy=trials[best].candidate.strategy,
+        alpha=trials[best].blend.alpha,
+    )
+    return Outcome(state=state, chosen=best, reason=reason, trials=tuple(trials))
+
+
+def _fixed(text: str) -> tuple[Strategy, ...]:
+    strategy = parse(text)
+    return (STRATEGIES["head"], strategy) if strategy.head_first else (strategy,)
+
+
+def next_strategy(
+    trials: Sequence[Trial], *, planned: Sequence[Strategy] | None, run: Run
+) -> tuple[Strategy, str] | None:
+    """What to try next, and why; None: enough has been tried. Pure but for the clock."""
+    if planned is not None:
+        if len(trials) == len(planned):
+            return None
+        return planned[len(trials)], "as asked"
+    if not trials:
+        return STRATEGIES["head"], "the least that can move"
+    spent = sum(trial.candidate.seconds for trial in trials)
+    if run.seconds_left() < spent:
+        return None
+    if len(trials) == 1:
+        return STRATEGIES["tail"], "what lies under it may have to move too"
+    last = trials[-1]
+    if len(trials) == 2:
+        if last.failed(Failure.UNDERFITTING):
+            return STRATEGIES["deep"], "tail was underfitting"
+        if last.failed(Failure.OVERFITTING):
+            return STRATEGIES["late"], "tail was overfitting"
+    return None
+
+
+def choose(trials: Sequence[Trial]) -> tuple[int, str]:
+    """The trial to take, and why. Ties go to the one that moves less, which came first."""
+
+    def merit(index: int) -> tuple[float, float]:
+        point = trials[index].blend.chosen
+        return point.target_accuracy or 0.0, -(point.target_nll or 0.0)
+
+    best = max(range(len(trials)), key=merit)
+    accuracy = trials[best].target_accuracy
+    if accuracy is None:
+        return 0, "no select images tell the candidates apart: the one that moves least"
+    others = ", ".join(
+        f"{trial.candidate.strategy} {trial.target_accuracy:.1%}"
+        for index, trial in enumerate(trials)
+        if index != best and trial.target_accuracy is not None
+    )
+    return best, f"select accuracy {accuracy:.1%}" + (f" against {others}" if others else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """Carries what every trial of one job shares."""
+
+    network: Network
+    stock: Stock
+    trunk: Trunk
+    effort: Effort
+    tolerance: Tolerance
+    run: Run
+    bootstrap: bool
+    checkpoints: Checkpoints
+    enter: Callable[[Phase, str], None]
+    incumbent: State
+
+    def trial(self, strategy: Strategy, before: Sequence[Trial]) -> Trial:
+        """Tune and blend, or take up what a checkpoint kept of either."""
+        key = f"{len(before)}-{strategy.name}"
+        candidate = self._candidate(strategy, before, f"{key}-candidate")
+        self.enter(Phase.BLENDING, strategy.name)
+        blended = self._blend(candidate, before, f"{key}-blend")
+        findings = [*candidate.findings, *self._findings(candidate, blended, before)]
+        return Trial(candidate=candidate, blend=blended, findings=tuple(findings))
+
+    def _candidate(self, strategy: Strategy, before: Sequence[Trial], key: str) -> Candidate:
+        if (saved := self.checkpoints.load(key)) is not None:
+            return Candidate.resumed(*saved)
+        stages = strategy.trained(self.network)
+        names = ",".join(self.network.stage_names[i] for i in stages)
+        self.enter(Phase.TUNING if stages else Phase.PROBING, names or "head")
+        start = self.incumbent
+        if strategy.head_first and before:
+            start = start | before[0].candidate.state
+        candidate = tune(
+            self.network,
+            strategy,
+            start=start,
+            stock=self.stock,
+            trunk=self.trunk,
+            effort=self.effort,
+            run=self.run,
+        )
+        self.checkpoints.save(key, candidate.summary(), candidate.state)
+        return candidate
+
+    def _blend(self, candidate: Candidate, before: Sequence[Trial], key: str) -> Blend:
+        if (saved := self.checkpoints.load(key)) is not None:
+            return Blend.resumed(*saved)
+        origin, alphas = self.incumbent, ALPHAS
+        if self.bootstrap:
+            # A new head at random is no end of a line; the probe's is.
+            origin = origin | (before[0].candidate.state if before else candidate.state)
+            alphas = ALPHAS if before else (1.0,)
+        restore(self.network, origin)
+        blended = blend(
+            self.network,
+            candidate,
+            origin=origin,
+            stock=self.stock,
+            trunk=self.trunk,
+            tolerance=self.tolerance,
+            run=self.run,
+            alphas=alphas,
+        )
+        self.checkpoints.save(key, blended.summary(), blended.state)
+        return blended
+
+    def _findings(
+        self, candidate: Candidate, blended: Blend, before: Sequence[Trial]
+    ) -> list[Finding]:
+        found = []
+        end = blended.curve[-1].source
+        if end is not None and (finding := forgetting(end, limit=self.tolerance.drop)):
+            found.append(finding)
+        if candidate.stages:
+            ceiling = before[0].target_accuracy if before else None
+            if finding := underfitting(candidate.history, ceiling=ceiling):
+                found.append(finding)
+        for finding in found:
+            self.run.tell(
+                EventKind.WARNING, str(finding), failure=finding.failure.value, **finding.facts
+            )
+        return found

@@ -1,0 +1,165 @@
+"""Rows of activations kept within a budget of bytes, in memory or memory-mapped in a folder.
+
+A *shelf* holds rows of one shape. Its key says everything that the rows depend on
+but the picture; a row's key names the picture. In a folder, a shelf is a set of
+immutable shards, each a file of raw rows and its index, so that a later job over
+the same trunk, in any process, finds them again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float16] | NDArray[np.uint8]
+RowType = type[np.float16] | type[np.uint8]
+
+
+class Shelf:
+    """Rows of one shape and type, found by key. Written once, then read any number of times."""
+
+    def __init__(self, cache: Cache, key: str, shape: tuple[int, ...], dtype: RowType) -> None:
+        self.key = key
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._cache = cache
+        self._places: dict[str, tuple[Rows, int]] = {}
+        self._open: list[tuple[list[str], Rows]] = []
+        if cache.folder is not None:
+            for index in sorted((cache.folder / key).glob("*.json")):
+                self._load(index)
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def reserve(self, rows: int) -> bool:
+        """Whether so many more rows fit into the budget; if so they are counted from now on."""
+        return self._cache.reserve(rows * self.row_bytes)
+
+    def write(self, keys: Sequence[str], rows: Rows) -> None:
+        """Add rows [len(keys), *shape] for which there is room; readable after :meth:`seal`."""
+        self._open.append((list(keys), rows))
+        if self._cache.folder is not None:
+            self._spill()
+
+    def seal(self) -> None:
+        """Make everything written readable, and on disk findable by later jobs."""
+        if self._cache.folder is not None:
+            self._publish()
+            return
+        for keys, rows in self._open:
+            self._place(keys, rows)
+        self._open.clear()
+
+    def read(self, keys: Sequence[str]) -> Rows:
+        """A copy of the rows of these keys, [len(keys), *shape].
+
+        Raises:
+            KeyError: one of them was never written.
+        """
+        out = np.empty((len(keys), *self.shape), self.dtype)
+        for i, key in enumerate(keys):
+            block, row = self._places[key]
+            out[i] = block[row]
+        return out
+
+    def _place(self, keys: Sequence[str], rows: Rows) -> None:
+        self._places.update({key: (rows, row) for row, key in enumerate(keys)})
+
+    def _spill(self) -> None:
+        # Appended, not written through a mapping: dirty mapped pages would count
+        # as the worker's own memory until the kernel writes them back.
+        folder = self._folder()
+        with (folder / self._part()).open("ab") as file:
+            for position, (keys, rows) in enumerate(self._open):
+                if rows.size:
+                    file.write(np.ascontiguousarray(rows).tobytes())
+                    self._open[position] = (keys, rows[:0])
+
+    def _publish(self) -> None:
+        keys = [key for some, _ in self._open for key in some]
+        self._open.clear()
+        if not keys:
+            return
+        folder, part = self._folder(), self._part()
+        name = uuid.uuid4().hex
+        (folder / part).replace(folder / f"{name}.rows")
+        index = folder / f"{name}.json"
+        temporary = index.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"rows": keys}))
+        temporary.replace(index)  # only now does the shard exist for others
+        self._load(index)
+
+    def _load(self, index: Path) -> None:
+        keys = json.loads(index.read_text())["rows"]
+        path = index.with_suffix(".rows")
+        shape = (len(keys), *self.shape)
+        if not path.exists() or path.stat().st_size != len(keys) * self.row_bytes:
+            return  # cut short by a crash or a full disk: computed again
+        os.utime(index)
+        self._place(keys, np.memmap(path, dtype=self.dtype, mode="r", shape=shape))
+
+    def _folder(self) -> Path:
+        assert self._cache.folder is not None
+        folder = self._cache.folder / self.key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _part(self) -> str:
+        return f"{os.getpid()}-{id(self)}.part"
+
+
+class Cache:
+    """Shelves that share one budget, in bytes.
+
+    Without a folder the rows live in memory and end with the cache. With one they
+    are memory-mapped files; the longest unused shards make way for new ones.
+    """
+
+    def __init__(self, *, budget: int, folder: Path | None = None) -> None:
+        self.budget = budget
+        self.folder = folder
+        self.used = 0  # by this job
+        self._shelves: dict[str, Shelf] = {}
+
+    def shelf(self, key: str, shape: tuple[int, ...], dtype: RowType) -> Shelf:
+        """The shelf of this key, with the rows that earlier jobs left in the folder."""
+        if key not in self._shelves:
+            self._shelves[key] = Shelf(self, key, shape, dtype)
+        return self._shelves[key]
+
+    def reserve(self, size: int) -> bool:
+        """Whether *size* more bytes fit; older jobs' shards are removed if that makes room."""
+        if self.used + size > self.budget:
+            return False
+        self.used += size
+        if self.folder is not None:
+            self._evict(self.budget - self.used)
+        return True
+
+    def _evict(self, allowed: int) -> None:
+        """Remove the longest unused shards of shelves that this job does not use."""
+        assert self.folder is not None
+        shards = []
+        for index in self.folder.glob("*/*.json"):
+            rows = index.with_suffix(".rows")
+            if index.parent.name not in self._shelves and rows.exists():
+                shards.append((index.stat().st_mtime, rows.stat().st_size, index, rows))
+        total = sum(size for _, size, _, _ in shards)
+        for _, size, index, rows in sorted(shards):
+            if total <= allowed:
+                return
+            index.unlink(missing_ok=True)
+            rows.unlink(missing_ok=True)
+            total -= size

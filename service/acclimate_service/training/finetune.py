@@ -1,0 +1,438 @@
+"""Training: the head alone, or a tail of stages with it, over cached activations.
+
+    candidate = tune(network, parse("tail"), start=incumbent | probe.state, ...)
+
+One loop serves every strategy. It is deterministic given a seed on one kind of
+device, stops between steps when asked to, halves its micro-batch when memory runs
+out, and goes back to the last good weights at a lower rate when it turns unstable.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import pydantic
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from acclimate_service.domain.errors import TrainingDiverged
+from acclimate_service.domain.job import EventKind
+from acclimate_service.training.dataset import PLAIN, Order, Step, Stock
+from acclimate_service.training.diagnosis import (
+    Epoch,
+    Failure,
+    Finding,
+    Stability,
+    median,
+    overfitting,
+)
+from acclimate_service.training.measure import evaluate
+from acclimate_service.training.network import Network
+from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
+from acclimate_service.training.run import Run, seed_of
+from acclimate_service.training.strategies import BatchNorm, Strategy
+from acclimate_service.training.trunk import Shown, Trunk
+
+DAMPING = 0.25  # of the rates, each time that training turns unstable
+MAX_RESTORES = 3
+PATIENCE = 5  # evaluations without a lower select loss
+TEMPERATURE = 2.0  # of the distilled answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long and in what portions to train."""
+
+    epochs: int = 15
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What one strategy made of the network.
+
+    ``state`` holds the tensors of the trained stages and the head, and no others;
+    ``best_epoch`` counts from 1 the epoch that they come from.
+    """
+
+    strategy: str
+    stages: tuple[str, ...]
+    boundary: int
+    state: State
+    history: tuple[Epoch, ...]
+    findings: tuple[Finding, ...]
+    best_epoch: int
+    micro_batch: int
+    seconds: float
+
+    def summary(self) -> dict[str, pydantic.JsonValue]:
+        """For a checkpoint or a report: everything but the tensors."""
+        return {
+            "strategy": self.strategy,
+            "stages": list(self.stages),
+            "boundary": self.boundary,
+            "best_epoch": self.best_epoch,
+            "micro_batch": self.micro_batch,
+            "seconds": self.seconds,
+            "history": [asdict(epoch) for epoch in self.history],
+            "findings": [
+                {**asdict(finding), "failure": finding.failure.value} for finding in self.findings
+            ],
+        }
+
+    @classmethod
+    def resumed(cls, summary: dict[str, pydantic.JsonValue], state: State) -> Candidate:
+        """The candidate whose :meth:`summary` and state were kept in a checkpoint."""
+        return pydantic.TypeAdapter(cls).validate_python({**summary, "state": state})
+
+
+def tune(
+    network: Network,
+    strategy: Strategy,
+    *,
+    start: State,
+    stock: Stock,
+    trunk: Trunk,
+    effort: Effort,
+    run: Run,
+) -> Candidate:
+    """Train what the strategy moves, from *start*, which holds the whole network.
+
+    Leaves the network at the candidate's weights.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+        TrainingDiverged: it stayed unstable at rates lowered ``MAX_RESTORES`` times.
+    """
+    tuning = _Tuning(
+        network, strategy, start=start, stock=stock, trunk=trunk, effort=effort, run=run
+    )
+    return tuning.candidate()
+
+
+class _Tuning:
+    """One call of :func:`tune`."""
+
+    def __init__(
+        self,
+        network: Network,
+        strategy: Strategy,
+        *,
+        start: State,
+        stock: Stock,
+        trunk: Trunk,
+        effort: Effort,
+        run: Run,
+    ) -> None:
+        self.network = network
+        self.strategy = strategy
+        self.stock = stock
+        self.trunk = trunk
+        self.run = run
+        self.began = run.clock()
+        restore(network, start)
+        self.trained = strategy.trained(network)
+        self.boundary = strategy.boundary(network)
+        self.epochs = max(1, round(effort.epochs * strategy.effort))
+        self.micro_batch = effort.batch_size
+        self.order = Order(
+            train=stock.train,
+            replay=stock.replay,
+            batch_size=effort.batch_size,
+            replay_share=strategy.replay_share,
+            balance=strategy.balance,
+            views=trunk.views if strategy.augment else 1,
+            seed=run.seed,
+        )
+        self.teacher = copy.deepcopy(network).eval() if strategy.distil else None
+        self.history: list[Epoch] = []
+        self.findings: list[Finding] = []
+
+    # ── the whole ────────────────────────────────────────────────────────────
+
+    def candidate(self) -> Candidate:
+        """Fill the cache, train epoch by epoch, keep the best."""
+        self._fill()
+        # Dropout and stochastic depth draw from the global generator.
+        devices = [self.run.device] if self.run.on_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed_of(self.run.seed, self.strategy.name))
+            self._unfreeze(0)
+            if self.strategy.batch_norm is BatchNorm.RECALIBRATED:
+                self._recalibrate()
+            best, best_epoch = self._train()
+        restore(self.network, best)
+        self.network.freeze_below(len(self.network.stages))
+        self.network.eval()
+        return Candidate(
+            strategy=self.strategy.name,
+            stages=tuple(self.network.stage_names[i] for i in self.trained),
+            boundary=self.boundary,
+            state=best,
+            history=tuple(self.history),
+            findings=tuple(self.findings),
+            best_epoch=best_epoch,
+            micro_batch=self.micro_batch,
+            seconds=self.run.clock() - self.began,
+        )
+
+    def _fill(self) -> None:
+        views = [PLAIN]
+        if self.strategy.augment:
+            views = list(range(self.trunk.views))
+        sources = [self.stock.train]
+        if self.order.replayed and self.stock.replay is not None:
+            sources.append(self.stock.replay)
+        for source in sources:
+            self.trunk.fill(Shown.all(source, views), [self.boundary])
+        for held_out in (self.stock.select, self.stock.source_select):
+            if held_out is not None:
+                self.trunk.fill(Shown.plain(held_out), [self.boundary])
+
+    def _train(self) -> tuple[State, int]:
+        optimiser = self._optimiser(damping=1.0)
+        good = best = snapshot(self.network, self.trained)
+        best_loss, best_epoch, epoch, restores = float("inf"), 0, 0, 0
+        while epoch < self.epochs and self._time_for_another(epoch):
+            self._unfreeze(epoch)
+            trouble = self._epoch(epoch, optimiser)
+            if trouble is not None:
+                restores += 1
+                restore(self.network, good)
+                optimiser = self._restart(trouble, optimiser.damping * DAMPING, epoch, restores)
+                continue
+            good = snapshot(self.network, self.trained)
+            optimiser.average_in()
+            self._measure()
+            epoch += 1
+            loss = self.history[-1].select_nll
+            if loss is None or loss <= best_loss:
+                best_loss = best_loss if loss is None else loss
+                best, best_epoch = snapshot(self.network, self.trained), epoch
+            optimiser.average_out()
+            if loss is not None and epoch - best_epoch >= PATIENCE:
+                break
+        self._note_overfitting()
+        return best, best_epoch
+
+    def _time_for_another(self, epoch: int) -> bool:
+        """Whether the deadline leaves time; if not for all epochs, fewer are planned."""
+        left = self.run.seconds_left()
+        if epoch == 0 or left == float("inf"):
+            return True
+        affordable = int(left / max(1e-9, median([e.seconds for e in self.history])))
+        self.epochs = min(self.epochs, epoch + affordable)
+        return affordable > 0
+
+    # ── one epoch ────────────────────────────────────────────────────────────
+
+    def _epoch(self, epoch: int, optimiser: Optimiser) -> str | None:
+        """Train one epoch and enter it in the history; what went wrong, if anything."""
+        began = self.run.clock()
+        stability = self.stability
+        losses, norms = [], []
+        right = shown = 0
+        for number, (step, x) in enumerate(self._batches(epoch)):
+            self.run.check()
+            labels = self._labels(step).to(x.device)
+            loss, hits = self._gradients(optimiser, x, labels, new=len(step.train))
+            norm = float(optimiser.gradient_norm())
+            if trouble := stability.observe(loss, norm):
+                return trouble
+            optimiser.step((epoch + number / self.order.steps) / self.epochs)
+            losses.append(loss)
+            norms.append(norm)
+            right += hits
+            shown += len(step.train)
+        self.history.append(
+            Epoch(
+                epoch=epoch + 1,
+                steps=len(losses),
+                seconds=self.run.clock() - began,
+                train_loss=sum(losses) / len(losses),
+                train_accuracy=right / shown,
+                gradient_norm=median(norms),
+            )
+        )
+        return None
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Step, Tensor]]:
+        steps = list(self.order.epoch(epoch))
+        if not self.strategy.augment:
+            steps = [
+                replace(
+                    step,
+                    train_views=step.train_views * 0 + PLAIN,
+                    replay_views=step.replay_views * 0 + PLAIN,
+                )
+                for step in steps
+            ]
+        return zip(steps, self.trunk.read(self.boundary, map(self._parts, steps)), strict=True)
+
+    def _parts(self, step: Step) -> list[Shown]:
+        parts = [Shown(source=self.stock.train, indices=step.train, views=step.train_views)]
+        if len(step.replay) and self.stock.replay is not None:
+            parts.append(
+                Shown(source=self.stock.replay, indices=step.replay, views=step.replay_views)
+            )
+        return parts
+
+    def _labels(self, step: Step) -> Tensor:
+        return torch.cat([part.labels() for part in self._parts(step)])
+
+    def _gradients(
+        self, optimiser: Optimiser, x: Tensor, labels: Tensor, *, new: int
+    ) -> tuple[float, int]:
+        """Gradients of one step's mean loss; that loss, and how many new images were right."""
+        while True:
+            optimiser.clear()
+            try:
+                return self._accumulate(x, labels, new=new)
+            except torch.OutOfMemoryError:
+                if self.micro_batch <= 1:
+                    raise
+                self._halve()
+
+    def _accumulate(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
+        total = torch.zeros((), device=x.device)
+        right = torch.zeros((), dtype=torch.long, device=x.device)
+        for start in range(0, len(x), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            logits, loss = self._loss(x[part], labels[part])
+            share = len(logits) / len(x)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+            fresh = max(0, min(new - start, len(logits)))
+            right += (logits[:fresh].argmax(dim=1) == labels[part][:fresh]).sum()
+        return float(total), int(right)
+
+    def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
+            logits = self.network.forward_from(self.boundary, x).float()
+        smoothing = self.strategy.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.teacher is not None:
+            loss = loss + self.strategy.distil * self._distillation(logits, x)
+        return logits, loss
+
+    def _distillation(self, logits: Tensor, x: Tensor) -> Tensor:
+        """LwF (Li and Hoiem, arXiv:1606.09282): T^2 KL(incumbent || candidate) at temperature T."""
+        assert self.teacher is not None
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
+            wanted = self.teacher.forward_from(self.boundary, x).float()
+        return TEMPERATURE**2 * functional.kl_div(
+            functional.log_softmax(logits / TEMPERATURE, dim=1),
+            functional.log_softmax(wanted / TEMPERATURE, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+    # ── between epochs ───────────────────────────────────────────────────────
+
+    def _measure(self) -> None:
+        """Score the select sets and complete the last line of the history."""
+        line = self.history[-1]
+        if self.stock.select is not None:
+            scores = evaluate(self.trunk, self.stock.select, boundary=self.boundary, run=self.run)
+            line = replace(line, select_accuracy=scores.accuracy, select_nll=scores.mean_nll)
+        self.history[-1] = line
+        reached = "" if line.select_accuracy is None else f", select {line.select_accuracy:.1%}"
+        self.run.tell(
+            EventKind.EPOCH,
+            f"{self.strategy.name} epoch {line.epoch}/{self.epochs}: loss {line.train_loss:.3f}, "
+            f"train {line.train_accuracy:.1%}{reached}",
+            strategy=self.strategy.name,
+            epochs=self.epochs,
+            **asdict(line),
+        )
+
+    def _note_overfitting(self) -> None:
+        finding = overfitting(self.history)
+        if finding is not None:
+            self._note(finding)
+
+    def _note(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self.run.tell(
+            EventKind.WARNING, str(finding), failure=finding.failure.value, **finding.facts
+        )
+
+    def _restart(self, trouble: str, damping: float, epoch: int, restores: int) -> Optimiser:
+        """Rates lowered, moments forgotten, after the weights were restored.
+
+        Raises:
+            TrainingDiverged: that was done often enough.
+        """
+        self._note(
+            Finding(
+                failure=Failure.INSTABILITY,
+                evidence=f"in epoch {epoch + 1}: {trouble}",
+                response=f"restored the last good weights, rates times {damping:g}",
+                facts={"epoch": epoch + 1, "restores": restores, "damping": damping},
+            )
+        )
+        if restores > MAX_RESTORES:
+            raise TrainingDiverged(
+                f"{self.strategy.name} stayed unstable after {MAX_RESTORES} restarts at lower "
+                f"rates ({trouble}); look for broken images or ask for lower rates",
+                strategy=self.strategy.name,
+                restores=restores,
+            )
+        return self._optimiser(damping=damping)
+
+    def _optimiser(self, *, damping: float) -> Optimiser:
+        self.stability = Stability()
+        return Optimiser(self.network, self.strategy, damping=damping, fused=self.run.on_cuda)
+
+    def _halve(self) -> None:
+        self.micro_batch = max(1, self.micro_batch // 2)
+        if self.run.on_cuda:
+            torch.cuda.empty_cache()
+        self.run.tell(
+            EventKind.WARNING,
+            f"out of memory: each step now goes through in parts of {self.micro_batch} images",
+            micro_batch=self.micro_batch,
+        )
+
+    def _unfreeze(self, epoch: int) -> None:
+        """Let the strategy's stages move; with gradual unfreezing, as many as are due."""
+        moving = set(self.trained)
+        if self.strategy.gradual and self.trained:
+            # The whole tail moves from the middle of the epochs on.
+            due = 1 + epoch * 2 * len(self.trained) // max(1, self.epochs)
+            moving = set(self.trained[-due:])
+        updates = self.strategy.batch_norm is BatchNorm.UPDATED
+        self.network.freeze_below(self.boundary, batchnorm_updates=updates)
+        self.network.train()
+        for index, stage in enumerate(self.network.stages):
+            if index not in moving:
+                stage.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def _recalibrate(self) -> None:
+        """Estimate the trained stages' BatchNorm statistics on the new images.
+
+        AdaBN (Li et al., arXiv:1603.04779): a running average over the batches of one
+        epoch, from none.
+        """
+        norms = [
+            module
+            for index in self.trained
+            for module in self.network.stages[index].modules()
+            if isinstance(module, _BatchNorm)
+        ]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over all batches
+            norm.train()
+        for step, x in self._batches(0):
+            self.run.check()
+            self.network.forward_from(self.boundary, x[: len(step.train)])
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

@@ -1,0 +1,110 @@
+"""How a network does on a set of images, and how that differs from the incumbent, pairwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+
+from acclimate_service.training.dataset import Listed
+from acclimate_service.training.run import Run
+from acclimate_service.training.trunk import Shown, Trunk
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of each image's answer, from the incumbent to another network.
+
+    ``lost`` images were right and are wrong now (negative flips), ``won`` the other
+    way round; ``nll_rise`` is the mean rise of the negative log-likelihood, in nats,
+    and ``nll_error`` its standard error. Pairing cancels what both find hard.
+    """
+
+    images: int
+    lost: int
+    won: int
+    nll_rise: float
+    nll_error: float
+
+    @property
+    def drop(self) -> float:
+        """The fall of accuracy, in [-1, 1]."""
+        return (self.lost - self.won) / self.images
+
+    @property
+    def drop_error(self) -> float:
+        """The standard error of ``drop``."""
+        return float(np.sqrt(max(self.lost + self.won - self.images * self.drop**2, 0.0))) / (
+            self.images
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Per image: whether the answer is right, bool [N], and its negative log-likelihood [N]."""
+
+    correct: NDArray[np.bool_]
+    nll: NDArray[np.float64]
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.correct)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, in [0, 1]."""
+        return float(self.correct.mean())
+
+    @property
+    def mean_nll(self) -> float:
+        """Nats an image."""
+        return float(self.nll.mean())
+
+    def since(self, incumbent: Scores) -> Change:
+        """The paired change from the incumbent's scores on the same images."""
+        rise = self.nll - incumbent.nll
+        return Change(
+            images=self.images,
+            lost=int((incumbent.correct & ~self.correct).sum()),
+            won=int((~incumbent.correct & self.correct).sum()),
+            nll_rise=float(rise.mean()),
+            nll_error=float(rise.std() / np.sqrt(len(rise))),
+        )
+
+    def summary(self) -> dict[str, pydantic.JsonValue]:
+        """For a report."""
+        return {"images": self.images, "accuracy": self.accuracy, "nll": self.mean_nll}
+
+
+def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores:
+    """Score the network as it is now on all of a source's images, unaugmented.
+
+    Args:
+        boundary: where the network may be entered: nothing below it has changed.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+    """
+    network = trunk.network
+    training = network.training
+    network.eval()
+    shown = Shown.plain(source)
+    correct, nll = [], []
+    with torch.no_grad():
+        batches = trunk.read(boundary, ([part] for part in shown.chunks(EVALUATION_BATCH)))
+        for part, x in zip(shown.chunks(EVALUATION_BATCH), batches, strict=True):
+            with torch.autocast("cuda", torch.bfloat16, enabled=run.on_cuda):
+                logits = network.forward_from(boundary, x).float()
+            labels = part.labels().to(logits.device)
+            correct.append((logits.argmax(dim=1) == labels).cpu().numpy())
+            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            nll.append(losses.double().cpu().numpy())
+            run.check()
+    network.train(training)
+    return Scores(correct=np.concatenate(correct), nll=np.concatenate(nll))
