@@ -66,6 +66,14 @@ def append_state(tx: Transaction, job: str, state: JobState, message: str, facts
     )
 
 
+def last(tx: Transaction, job: str) -> str:
+    """The message of the latest event of the job with the id *job*."""
+    table = schema.events
+    query = sa.select(table.c.message).where(table.c.job == job)
+    message: str = tx.scalar(query.order_by(table.c.sequence.desc()).limit(1))
+    return message
+
+
 def after(tx: Transaction, name: JobName, sequence: int, limit: int) -> list[JobEvent]:
     """The events beyond *sequence*, in order.
 

@@ -89,9 +89,9 @@ class Jobs:
         """See :func:`~acclimate_service.store.leases.heartbeat`."""
         return self._database.write(leases.heartbeat, lease, lease_seconds)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, *, spent: bool = False, why: str = "") -> None:
         """See :func:`~acclimate_service.store.leases.release`."""
-        self._database.write(leases.release, lease)
+        self._database.write(leases.release, lease, spent=spent, why=why)
 
     def event(
         self,

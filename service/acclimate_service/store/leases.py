@@ -17,7 +17,7 @@ from acclimate_service.domain.errors import AttemptsExhausted, LeaseLost
 from acclimate_service.domain.job import EventKind, Failure, Job, JobEvent, JobState, Lease, Phase
 from acclimate_service.domain.names import JobName
 from acclimate_service.store import events, queue, schema
-from acclimate_service.store.engine import Transaction
+from acclimate_service.store.engine import Transaction, line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def claim(
         died = row.attempt - row.released
         if died >= max_attempts:
             error = AttemptsExhausted(
-                f"the worker died or stalled {died} times; see the job's events"
+                f"the worker died or stalled {died} times; last heard: {events.last(tx, row.id)}"
             )
             queue.conclude(
                 tx,
@@ -128,8 +128,10 @@ def heartbeat(tx: Transaction, lease: Lease, lease_seconds: float) -> Job:
     return queue.job_of(row)
 
 
-def release(tx: Transaction, lease: Lease) -> None:
-    """Give the job back unspent, for any worker to resume; or end it, if it is cancelled.
+def release(tx: Transaction, lease: Lease, *, spent: bool = False, why: str = "") -> None:
+    """Give the job back, for any worker to resume; or end it, if it is cancelled.
+
+    *spent* counts the attempt as one that died, *why* says of what.
 
     Raises:
         LeaseLost: another worker holds the job, or it ended.
@@ -141,7 +143,7 @@ def release(tx: Transaction, lease: Lease) -> None:
         .values(
             state=JobState.QUEUED.value,
             phase=None,
-            released=table.c.released + 1,
+            released=table.c.released + (0 if spent else 1),
             lease_from=None,
             lease_until=None,
         )
@@ -152,7 +154,8 @@ def release(tx: Transaction, lease: Lease) -> None:
     if row.cancel_requested:
         queue.conclude(tx, row.id, JobState.CANCELLED, "cancelled")
     else:
-        events.append_state(tx, row.id, JobState.QUEUED, "given back by its worker", {})
+        message = f"given back by its worker: {line(why)}" if why else "given back by its worker"
+        events.append_state(tx, row.id, JobState.QUEUED, message, {"spent": spent})
 
 
 def record_event(

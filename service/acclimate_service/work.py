@@ -1,0 +1,59 @@
+"""The ``work`` process: one worker for one device."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import threading
+
+import structlog
+
+from acclimate_service.config import WorkSettings
+from acclimate_service.store import open_store
+from acclimate_service.worker.loop import Loop
+from acclimate_service.worker.trainer import ChildTrainer, Workplace
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: WorkSettings, stop: threading.Event) -> None:
+    """Work until *stop* is set."""
+    store = open_store(settings.store_url(), settings.blob_root())
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    workplace = Workplace(
+        store_url=settings.store_url(),
+        blob_root=settings.blob_root(),
+        home=settings.home.absolute(),
+        device=settings.device,
+        threads=settings.threads,
+        cache_bytes=int(settings.cache_gib * 2**30),
+        idle_priority=settings.idle_priority,
+    )
+    loop = Loop(
+        store.jobs,
+        worker=worker,
+        spawn=lambda: ChildTrainer(workplace),
+        lease_seconds=settings.lease_seconds,
+        poll_seconds=settings.poll_seconds,
+        stall_seconds=settings.stall_seconds,
+        max_attempts=settings.max_attempts,
+    )
+    log.info("worker ready", worker=worker, device=settings.device)
+    try:
+        loop.run(stop)
+    finally:
+        store.close()
+
+
+def main() -> None:
+    """Run with settings from the environment until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(WorkSettings(), stop)
+
+
+if __name__ == "__main__":
+    main()

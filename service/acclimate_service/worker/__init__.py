@@ -1,0 +1,1 @@
+"""The worker: claims jobs, trains in a child process, judges what comes out."""

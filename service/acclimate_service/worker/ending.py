@@ -1,0 +1,123 @@
+"""How a job ends: its summary, its report, and one transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import resource
+
+import pydantic
+
+from acclimate_service.domain.job import Failure, Job, JobState
+from acclimate_service.domain.model import Manifest
+from acclimate_service.domain.names import AliasName, DomainName, VersionName
+from acclimate_service.store import NewVersion
+from acclimate_service.worker.document import document
+from acclimate_service.worker.publish import manifest
+from acclimate_service.worker.report import render
+from acclimate_service.worker.result import Result
+from acclimate_service.worker.story import Story
+
+
+def conclude(job: Job, story: Story, result: Result) -> None:
+    """Write the report, then everything else in one transaction.
+
+    Raises:
+        LeaseLost: the job is no longer ours; nothing was written.
+    """
+    created_at = dt.datetime.now(dt.UTC)
+
+    def manifest_as(name: VersionName) -> Manifest:
+        outcome, verdict = result.outcome, result.judged.verdict
+        return manifest(
+            result.candidate,
+            name=name,
+            parent=result.parent,
+            job=job.name,
+            origin=result.origin,
+            created_at=created_at,
+            stages_trained=() if outcome is None else outcome.trial.candidate.stages,
+            strategy="" if outcome is None else outcome.trial.candidate.strategy,
+            blend=1.0 if outcome is None else outcome.trial.blend.alpha,
+            seed=job.draft.spec.seed,
+            domains=dict(result.digests),
+            verdict=None if verdict is None else verdict.to_json(),
+        )
+
+    summary = _summary(job, story, result)
+    succeeded = result.state is JobState.SUCCEEDED
+    if not succeeded:  # what a forced version would be made of
+        unnamed = VersionName(job.draft.model.model, "0")
+        summary["manifest"] = manifest_as(unnamed).model_dump(mode="json")
+    version = NewVersion(parent=result.parent, origin=result.origin, manifest=manifest_as)
+    told = document(job, story, result, summary)
+    blobs = story.store.blobs
+    promote_to = job.draft.spec.promote_to
+    story.patiently(
+        lambda: story.store.jobs.finish(
+            story.lease,
+            state=result.state,
+            summary=summary,
+            report_html=blobs.put(render(told, read=blobs.get).encode()),
+            report_json=blobs.put(json.dumps(told, indent=1, allow_nan=False).encode()),
+            version=version if succeeded else None,
+            promote=AliasName(job.draft.model.model, promote_to) if promote_to else None,
+            judged=_judged(result),
+        )
+    )
+
+
+def fail(story: Story, failure: Failure) -> None:
+    """End a job that cannot be done.
+
+    Raises:
+        LeaseLost: the job is no longer ours; nothing was written.
+    """
+    story.close()
+    story.patiently(
+        lambda: story.store.jobs.finish(
+            story.lease,
+            state=JobState.FAILED,
+            summary={"seconds": dict(story.seconds)},
+            failure=failure,
+        )
+    )
+
+
+def _judged(result: Result) -> list[DomainName]:
+    """The domains whose verify images decided something: each such look wears them out."""
+    if result.judged.verdict is None:
+        return []
+    sets = [result.judged.target, *result.judged.known]
+    return [DomainName.parse(compared.verify.name) for compared in sets if compared is not None]
+
+
+def _summary(job: Job, story: Story, result: Result) -> dict[str, pydantic.JsonValue]:
+    """What `GetAdaptationJob` shows: accuracies, choice, verdict, cost."""
+    story.close()
+    judged, outcome = result.judged, result.outcome
+    by_name = {c.verify.name: c.summary() for c in judged.known}
+    source = by_name.pop(str(job.draft.source), None)
+    summary: dict[str, pydantic.JsonValue] = {
+        "target": None if judged.target is None else judged.target.summary(),
+        "source": source,
+        "earlier": list(by_name.values()),
+        "seconds": dict(story.seconds),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if judged.verdict is not None:
+        summary["verdict"] = {
+            "decision": judged.verdict.decision.value,
+            "summary": judged.verdict.summary,
+            "needed": judged.verdict.needed,
+            "checks": [check.to_json() for check in judged.verdict.checks],
+        }
+    if outcome is not None:
+        summary["choice"] = {
+            "strategy": outcome.trial.candidate.strategy,
+            "stages": list(outcome.trial.candidate.stages),
+            "blend": outcome.trial.blend.alpha,
+            "reason": outcome.reason,
+        }
+        summary["findings"] = [str(f) for trial in outcome.trials for f in trial.findings]
+    return summary

@@ -1,0 +1,195 @@
+"""The exported files beside each other on verify images, and what the guard says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pydantic
+
+from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
+from acclimate_service.domain.guard import judge, judge_first
+from acclimate_service.domain.job import EventKind, Job, Phase
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.verdict import Verdict
+from acclimate_service.imaging import decode_prepared
+from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.worker.evaluate import Floats, VerifySet, milliseconds, predict
+from acclimate_service.worker.publish import Candidate
+from acclimate_service.worker.stock import JobImages
+from acclimate_service.worker.story import Story
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """What incumbent and candidate answered on one domain's verify images.
+
+    Probabilities, float32 [N, C]; a first version has no incumbent.
+    """
+
+    verify: VerifySet
+    incumbent: Floats | None
+    candidate: Floats
+
+    @property
+    def before(self) -> float | None:
+        """The incumbent's top-1 accuracy in [0, 1]; None without images or incumbent."""
+        return None if self.incumbent is None else _accuracy(self.incumbent, self.verify)
+
+    @property
+    def after(self) -> float | None:
+        """The candidate's top-1 accuracy in [0, 1]; None without images."""
+        return _accuracy(self.candidate, self.verify)
+
+    def paired(self) -> Paired:
+        """For the guard."""
+        assert self.incumbent is not None
+        return Paired(
+            name=self.verify.name,
+            labels=self.verify.labels,
+            incumbent=self.incumbent,
+            candidate=self.candidate,
+            slices=self.verify.slices(),
+        )
+
+    def summary(self) -> dict[str, pydantic.JsonValue]:
+        """For a job's summary."""
+        return {
+            "domain": self.verify.name,
+            "images": len(self.verify),
+            "before": self.before,
+            "after": self.after,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judgement:
+    """Everything that was measured on the exported files. No verdict: nobody asked for one."""
+
+    target: Compared | None
+    known: tuple[Compared, ...]
+    files: tuple[FileFacts, ...]  # the incumbent's if there is one, then the candidate's
+    verdict: Verdict | None
+
+
+def judge_adapted(
+    story: Story,
+    job: Job,
+    incumbent: ModelVersion,
+    candidate: Candidate,
+    images: JobImages,
+    *,
+    threads: int,
+) -> Judgement:
+    """Run both files on the same verify images and ask the guard."""
+    story.enter(Phase.JUDGING)
+    old = incumbent.manifest
+    classifiers = [
+        _open(story.store.blobs.get(old.artifacts.onnx), old.artifacts.onnx, len(old.labels),
+              old.preprocessing.size, threads),
+        _open(candidate.onnx, candidate.artifacts.onnx, len(candidate.labels),
+              candidate.preprocessing.size, threads),
+    ]  # fmt: skip
+    target, *known = _compare(story, classifiers, candidate, images)
+    times = _milliseconds(story, classifiers, candidate, images)
+    before, after = (
+        FileFacts(bytes=a.onnx_bytes, milliseconds=ms)
+        for a, ms in zip((old.artifacts, candidate.artifacts), times, strict=True)
+    )
+    draft = job.draft
+    source = next((c for c in known if c.verify.name == str(draft.source)), None)
+    if draft.source == draft.target:
+        source = target
+    jobs = story.store.jobs
+    assert draft.target is not None
+    evidence = Evidence(
+        source=None if source is None else source.paired(),
+        target=target.paired(),
+        earlier=tuple(c.paired() for c in known if c is not source),
+        looks=0 if draft.source is None else jobs.looks(draft.model, draft.source),
+        target_looks=jobs.looks(draft.model, draft.target),
+        labels=candidate.labels,
+        incumbent_file=before,
+        candidate_file=after,
+    )
+    verdict = judge(draft.spec.guard, evidence)
+    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
+    return Judgement(target=target, known=tuple(known), files=(before, after), verdict=verdict)
+
+
+def judge_bootstrapped(
+    story: Story, job: Job, candidate: Candidate, images: JobImages, *, threads: int
+) -> Judgement:
+    """Run a first version's file on the source's verify images and ask the guard."""
+    measured = measure(story, candidate, images.target, threads=threads)
+    assert measured.target is not None
+    train = images.stock.train.labels
+    verdict = judge_first(
+        job.draft.spec.guard,
+        labels=images.target.labels,
+        probabilities=measured.target.candidate,
+        majority=max(np.bincount(train)) / len(train),
+        names=candidate.labels,
+    )
+    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
+    return replace(measured, verdict=verdict)
+
+
+def measure(
+    story: Story, candidate: Candidate, verify: VerifySet | None, *, threads: int
+) -> Judgement:
+    """Run one file on verify images, if there are any, without asking the guard."""
+    story.enter(Phase.JUDGING)
+    artifacts, preprocessing = candidate.artifacts, candidate.preprocessing
+    classifier = _open(
+        candidate.onnx, artifacts.onnx, len(candidate.labels), preprocessing.size, threads
+    )
+    target = None
+    if verify is not None:
+        read = story.store.blobs.get
+        (answers,) = predict(
+            [classifier], verify, read=read, preprocessing=preprocessing, step=story.step
+        )
+        target = Compared(verify=verify, incumbent=None, candidate=answers)
+    files = (FileFacts(bytes=artifacts.onnx_bytes),)
+    return Judgement(target=target, known=(), files=files, verdict=None)
+
+
+def _compare(
+    story: Story, classifiers: Sequence[Classifier], candidate: Candidate, images: JobImages
+) -> list[Compared]:
+    """The target first, then every known domain."""
+    compared = []
+    for verify in (images.target, *images.known):
+        before, after = predict(
+            classifiers,
+            verify,
+            read=story.store.blobs.get,
+            preprocessing=candidate.preprocessing,
+            step=story.step,
+        )
+        compared.append(Compared(verify=verify, incumbent=before, candidate=after))
+    return compared
+
+
+def _milliseconds(
+    story: Story, classifiers: Sequence[Classifier], candidate: Candidate, images: JobImages
+) -> list[float] | list[None]:
+    """The time for one image through each file; None where there is no image to time."""
+    examples = [e for v in (images.target, *images.known) for e in v.examples]
+    if not examples:
+        return [None for _ in classifiers]
+    encoded = story.store.blobs.get(examples[0].blob)
+    return milliseconds(classifiers, decode_prepared(encoded, candidate.preprocessing))
+
+
+def _open(onnx: bytes, digest: str, labels: int, size: int, threads: int) -> Classifier:
+    execution = Execution.for_latency(threads)
+    return Classifier.open(onnx, digest=digest, labels=labels, size=size, execution=execution)
+
+
+def _accuracy(probabilities: Floats, verify: VerifySet) -> float | None:
+    if not len(verify):
+        return None
+    return float((probabilities.argmax(axis=1) == verify.labels).mean())

@@ -1,0 +1,165 @@
+"""Claim a job, keep its lease, watch the trainer that works on it.
+
+The loop never trains. It owns a child process per job, so that a cancel, a hang,
+an out-of-memory kill or a lost lease is answered by one signal, and so that a
+job's memory goes back to the system when the job ends. The next child is started
+beforehand: it imports torch while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from acclimate_service.domain.errors import LeaseLost, StoreUnavailable
+from acclimate_service.domain.job import Job, JobState, Lease
+from acclimate_service.store.jobs import Jobs
+
+log = structlog.get_logger(__name__)
+
+KILL_AT = 0.8  # of a lease without a heartbeat: end the trainer before another may start
+HEARTBEATS = 4  # a lease
+
+
+class Trainer(Protocol):
+    """A process that will run, or runs, one job."""
+
+    def ready(self) -> bool:
+        """Whether it can take a job."""
+
+    def start(self, lease: Lease) -> None:
+        """Give it its job."""
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+
+    def silence(self) -> float:
+        """Seconds since its last sign of life."""
+
+    def gave_up(self) -> bool:
+        """Whether it ended because the store was out of reach: not the job's fault."""
+
+    def last_words(self) -> str:
+        """How it ended, with the end of what it printed, for the record."""
+
+    def kill(self) -> None:
+        """End it now and wait until it is gone."""
+
+
+class Loop:
+    """One worker: at most one job, and one trainer at work, at any time."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        worker: str,
+        spawn: Callable[[], Trainer],
+        lease_seconds: float,
+        poll_seconds: float,
+        stall_seconds: float,
+        max_attempts: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._jobs = jobs
+        self._worker = worker
+        self._spawn = spawn
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._stall_seconds = stall_seconds
+        self._max_attempts = max_attempts
+        self._clock = clock
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until *stop* is set; a job in hand then goes back to the queue."""
+        trainer = self._spawn()
+        try:
+            while not stop.is_set():
+                if not trainer.alive():
+                    log.error("trainer did not start", why=trainer.last_words())
+                    stop.wait(self._poll_seconds * 4)
+                    trainer = self._spawn()
+                    continue
+                # No claim before it is ready: a device that is not there costs no attempt.
+                claimed = self._claim() if trainer.ready() else None
+                if claimed is None:
+                    stop.wait(self._poll_seconds)
+                    continue
+                job, lease = claimed
+                log.info("job claimed", job=str(job.name), attempt=lease.attempt)
+                try:
+                    self._attend(lease, trainer, stop)
+                finally:
+                    trainer.kill()
+                if not stop.is_set():
+                    trainer = self._spawn()
+        finally:
+            trainer.kill()
+
+    def _claim(self) -> tuple[Job, Lease] | None:
+        try:
+            return self._jobs.claim(
+                self._worker, lease_seconds=self._lease_seconds, max_attempts=self._max_attempts
+            )
+        except StoreUnavailable as error:
+            log.warning("store unavailable", error=str(error))
+            return None
+
+    def _attend(self, lease: Lease, trainer: Trainer, stop: threading.Event) -> None:
+        """Keep the lease while *trainer* works; see the job to an end or back to the queue."""
+        trainer.start(lease)
+        beat_every = self._lease_seconds / HEARTBEATS
+        renewed = tried = self._clock()
+        while trainer.alive():
+            if stop.wait(min(self._poll_seconds, beat_every)):
+                trainer.kill()
+                self._settle(lease, "it stops", spent=False)
+                return
+            now = self._clock()
+            if trainer.silence() > self._stall_seconds:
+                trainer.kill()
+                self._settle(lease, f"no sign of life for {self._stall_seconds:g} s")
+                return
+            if now - tried >= min(beat_every, self._poll_seconds * 2):
+                tried = now
+                try:
+                    job = self._jobs.heartbeat(lease, lease_seconds=self._lease_seconds)
+                except LeaseLost:
+                    trainer.kill()
+                    log.info("job left", job=str(lease.job))
+                    return
+                except StoreUnavailable as error:
+                    log.warning("heartbeat missed", job=str(lease.job), error=str(error))
+                else:
+                    renewed = now
+                    if job.cancel_requested:
+                        trainer.kill()
+                        self._cancel(lease)
+                        return
+            if now - renewed > KILL_AT * self._lease_seconds:
+                trainer.kill()
+                log.error("store out of reach: trainer ended", job=str(lease.job))
+                return
+        self._settle(lease, trainer.last_words(), spent=not trainer.gave_up())
+
+    def _cancel(self, lease: Lease) -> None:
+        try:
+            self._jobs.finish(lease, state=JobState.CANCELLED, summary={})
+        except LeaseLost:
+            log.info("job left", job=str(lease.job))
+        except StoreUnavailable as error:  # the next claim of it ends it as CANCELLED
+            log.warning("cancel not recorded yet", job=str(lease.job), error=str(error))
+
+    def _settle(self, lease: Lease, why: str, *, spent: bool = True) -> None:
+        """After the trainer is gone: nothing if it ended the job, else give the job back."""
+        try:
+            self._jobs.release(lease, spent=spent, why=why)
+            log.warning("job went back", job=str(lease.job), why=why)
+        except LeaseLost:
+            log.info("job ended", job=str(lease.job))
+        except StoreUnavailable as error:  # its lease runs out, and it is claimed again
+            log.warning("job not released", job=str(lease.job), error=str(error))

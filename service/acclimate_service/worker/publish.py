@@ -1,0 +1,143 @@
+"""From trained weights to the files of a version: exported, proven equal, on disk."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from acclimate_service.domain.job import EventKind, Phase
+from acclimate_service.domain.model import Architecture, Artifacts, Manifest, Origin, Preprocessing
+from acclimate_service.domain.names import JobName, VersionName
+from acclimate_service.imaging import prepare
+from acclimate_service.training import weights
+from acclimate_service.training.dataset import ImageSource
+from acclimate_service.training.export import export
+from acclimate_service.training.network import Network
+from acclimate_service.training.run import numpy_rng
+from acclimate_service.worker.story import Story
+
+PARITY_IMAGES = 16
+_KEY = "EXPORTED"
+_LIBRARIES = frozenset(
+    ["acclimate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg", "timm", "torch", "torchvision"]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A network as it would be served, under the digests of its files."""
+
+    architecture: Architecture
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    artifacts: Artifacts
+    onnx: bytes
+    parity: dict[str, pydantic.JsonValue]
+
+
+def export_candidate(
+    story: Story,
+    network: Network,
+    labels: Sequence[str],
+    images: ImageSource | None,
+    *,
+    like: str | None,
+) -> Candidate:
+    """Export *network*, prove on real *images* that the file answers as it does, keep both.
+
+    Args:
+        like: the digest of an earlier ONNX file whose graph may be reused.
+
+    Raises:
+        ExportMismatch: the file does not answer as the network does.
+    """
+    story.enter(Phase.EXPORTING)
+    kept = story.kept(_KEY)
+    if kept is None:
+        network.eval()
+        parity_images = _parity_images(network, images)
+        old = None if like is None else story.store.blobs.get(like)
+        made = export(network, labels, parity_images, like=old)
+        parity = asdict(made.parity) | {"patched": made.patched, "real": images is not None}
+        story.tell(
+            EventKind.DECISION,
+            f"the ONNX file answers as the network does on {made.parity.images} images: "
+            f"logits within {made.parity.max_abs_logit:.1e}",
+            parity,
+        )
+        story.keep(_KEY, parity, {"onnx": made.onnx, "weights": weights.save(network)})
+        kept = story.kept(_KEY)
+        assert kept is not None
+    blobs = story.store.blobs
+    onnx = blobs.get(kept.blobs["onnx"])
+    return Candidate(
+        architecture=network.architecture,
+        preprocessing=network.preprocessing,
+        labels=tuple(labels),
+        artifacts=Artifacts(
+            onnx=kept.blobs["onnx"],
+            weights=kept.blobs["weights"],
+            onnx_bytes=len(onnx),
+            weights_bytes=blobs.size(kept.blobs["weights"]),
+        ),
+        onnx=onnx,
+        parity=kept.record,
+    )
+
+
+def manifest(
+    candidate: Candidate,
+    *,
+    name: VersionName,
+    parent: VersionName | None,
+    job: JobName,
+    origin: Origin,
+    created_at: dt.datetime,
+    stages_trained: Sequence[str] = (),
+    strategy: str = "",
+    blend: float = 1.0,
+    seed: int = 0,
+    domains: dict[str, str] | None = None,
+    verdict: dict[str, pydantic.JsonValue] | None = None,
+) -> Manifest:
+    """The manifest of *candidate* as the version *name*."""
+    return Manifest(
+        version=str(name),
+        parent=None if parent is None else str(parent),
+        job=str(job),
+        origin=origin,
+        architecture=candidate.architecture,
+        preprocessing=candidate.preprocessing,
+        labels=candidate.labels,
+        artifacts=candidate.artifacts,
+        stages_trained=tuple(stages_trained),
+        strategy=strategy,
+        blend=blend,
+        seed=seed,
+        domains=domains or {},
+        verdict=verdict or {},
+        libraries=libraries(),
+        created_at=created_at,
+    )
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what made a version, for its manifest."""
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in sorted(_LIBRARIES & installed.keys())}
+
+
+def _parity_images(network: Network, images: ImageSource | None) -> npt.NDArray[np.uint8]:
+    """Some real images as the network takes them, uint8 [N, S, S, 3]; noise if there are none."""
+    if images is None or len(images) == 0:
+        size = network.preprocessing.size
+        noise = numpy_rng("parity").integers(0, 256, (PARITY_IMAGES, size, size, 3))
+        return noise.astype(np.uint8)
+    some = np.linspace(0, len(images) - 1, min(PARITY_IMAGES, len(images))).astype(int)
+    return np.stack([prepare(images.read(int(i)), network.preprocessing) for i in some])

@@ -1,0 +1,117 @@
+"""A running job's story: what it writes to the store while it holds its lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import safetensors.torch
+import structlog
+
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.job import EventKind, Lease, Phase
+from acclimate_service.store import Checkpoint, Store
+from acclimate_service.training.auto import Summary
+from acclimate_service.training.optimiser import State
+from acclimate_service.training.run import Facts
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 2.0
+_TRIES = 10
+
+T = TypeVar("T")
+
+
+@dataclass
+class Story:
+    """Writes phases, events and checkpoints under one lease; keeps time.
+
+    Every write raises ``LeaseLost`` once another worker holds the job. A store that is
+    out of reach for a moment is waited for.
+    """
+
+    store: Store
+    lease: Lease
+    sign_of_life: Callable[[], object]
+    phase: Phase | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.monotonic)
+
+    def enter(self, phase: Phase, detail: str = "") -> None:
+        """Begin a phase, and close the time of the one before."""
+        self.close()
+        self.phase = phase
+        structlog.contextvars.bind_contextvars(phase=phase.value)
+        self.patiently(lambda: self.store.jobs.enter(self.lease, phase))
+        if detail:
+            self.tell(EventKind.PHASE, f"{phase.value.lower()}: {detail}", {"detail": detail})
+
+    def close(self) -> None:
+        """Count the seconds of the phase that ends here."""
+        now = time.monotonic()
+        if self.phase is not None:
+            spent = self.seconds.get(self.phase.value, 0.0)
+            self.seconds[self.phase.value] = round(spent + now - self._since, 3)
+        self._since = now
+
+    def tell(self, kind: EventKind, message: str, facts: Facts) -> None:
+        """Record one event."""
+        self.sign_of_life()
+        log.info(message, kind=kind.value)
+        self.patiently(lambda: self.store.jobs.event(self.lease, kind, self.phase, message, facts))
+
+    def step(self) -> bool:
+        """A sign of life between two steps; never a wish to stop: the parent kills for that."""
+        self.sign_of_life()
+        return False
+
+    # ── checkpoints ──────────────────────────────────────────────────────────
+
+    def kept(self, key: str) -> Checkpoint | None:
+        """What an earlier attempt kept under this key, if it got so far."""
+        return self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job)).get(key)
+
+    def keep(self, key: str, record: Summary, files: dict[str, bytes]) -> dict[str, str]:
+        """Keep a finished step: its files first, then the row that names them.
+
+        Returns:
+            The files' digests.
+        """
+
+        def write() -> dict[str, str]:
+            blobs = {role: self.store.blobs.put(content) for role, content in files.items()}
+            self.store.jobs.checkpoint(self.lease, key, record, blobs)
+            return blobs
+
+        return self.patiently(write)
+
+    def load(self, key: str) -> tuple[Summary, State] | None:
+        """As the engine's ``Checkpoints`` wants it: summary and tensors."""
+        found = self.kept(key)
+        if found is None:
+            return None
+        return found.record, safetensors.torch.load(self.store.blobs.get(found.blobs["state"]))
+
+    def save(self, key: str, summary: Summary, state: State) -> None:
+        """As the engine's ``Checkpoints`` wants it: tensors as safetensors."""
+        self.keep(key, summary, {"state": safetensors.torch.save(state)})
+
+    def patiently(self, write: Callable[[], T]) -> T:
+        """The answer of *write*, asked again while the store is out of reach.
+
+        Raises:
+            StoreUnavailable: it stayed so.
+        """
+        for attempt in range(_TRIES):
+            try:
+                return write()
+            except StoreUnavailable as error:
+                if attempt == _TRIES - 1:
+                    raise
+                log.warning("store unavailable, waiting", error=str(error))
+                self.sign_of_life()
+                time.sleep(_RETRY_SECONDS)
+        raise AssertionError("unreachable")

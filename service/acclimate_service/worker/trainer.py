@@ -1,0 +1,194 @@
+"""The child process that trains: one job in, one end state out.
+
+The parent half (`ChildTrainer`) starts, watches and kills; the child half
+(`main`) imports torch, waits for a lease on its standard input, takes the
+device's lock and runs the recipe. A dot on the child's standard output is a sign
+of life. The child dies with its parent, so a device never has two trainers.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pydantic
+import structlog
+
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.job import Lease
+from acclimate_service.domain.names import JobName
+
+log = structlog.get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_LAST_WORDS = 40  # lines of the child's standard error that are kept
+
+
+class Workplace(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What a trainer must know before it has a job: where things are, and on what it runs."""
+
+    store_url: str
+    blob_root: Path
+    home: Path
+    device: str  # "auto", "cpu", "cuda", "cuda:1"
+    threads: int
+    cache_bytes: int
+    idle_priority: bool
+
+
+class ChildTrainer:
+    """A trainer in a process of its own; the parent's view of it."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "acclimate_service.worker.trainer", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(workplace.model_dump_json().encode() + b"\n")
+            self._child.stdin.flush()
+        self._heard = time.monotonic()
+        self._ready = False
+        self._printed: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._stderr = threading.Thread(target=self._read_errors, daemon=True)
+        self._stderr.start()
+
+    def start(self, lease: Lease) -> None:
+        """Give the child its job."""
+        self._heard = time.monotonic()
+        line = json.dumps({"job": lease.job.job, "worker": lease.worker, "attempt": lease.attempt})
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died first; alive() will say so
+            self._child.stdin.write(line.encode() + b"\n")
+            self._child.stdin.close()
+
+    def ready(self) -> bool:
+        """Whether it has imported torch and found its device."""
+        return self._ready
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._child.poll() is None
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._heard
+
+    def gave_up(self) -> bool:
+        """Whether it ended because the store was out of reach: not the job's fault."""
+        return self._child.poll() == os.EX_TEMPFAIL
+
+    def last_words(self) -> str:
+        """The exit status and the end of what was printed."""
+        self._stderr.join(timeout=2)
+        status = self._child.poll()
+        if status is not None and status < 0:
+            ended = f"killed by {signal.Signals(-status).name}"
+        else:
+            ended = f"exit status {status}"
+        return "; ".join([ended, *list(self._printed)[-3:]])
+
+    def kill(self) -> None:
+        """End the process now and wait until it is gone."""
+        self._child.kill()
+        self._child.wait()
+
+    def _listen(self) -> None:
+        assert self._child.stdout is not None
+        while os.read(self._child.stdout.fileno(), 4096):
+            self._heard = time.monotonic()
+            self._ready = True
+
+    def _read_errors(self) -> None:
+        assert self._child.stderr is not None
+        for line in self._child.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self._printed.append(text)
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def main() -> None:
+    """The child: wait for a lease on standard input, run its job, exit."""
+    _die_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the parent's to answer
+    signs = os.dup(1)  # standard output carries signs of life and nothing else
+    os.dup2(2, 1)
+    workplace = Workplace.model_validate_json(sys.stdin.readline())
+
+    # torch comes in here, while the parent waits for a job to claim.
+    from acclimate_service.training.cache import Cache  # noqa: PLC0415
+    from acclimate_service.training.device import choose_device  # noqa: PLC0415
+    from acclimate_service.worker.recipe import run_job  # noqa: PLC0415
+
+    device = choose_device(workplace.device, threads=workplace.threads)
+    sign_of_life = partial(os.write, signs, b".")
+    sign_of_life()  # ready
+    line = sys.stdin.readline()
+    if not line:
+        return  # the parent ended before there was a job
+    given = json.loads(line)
+    lease = Lease(job=JobName(given["job"]), worker=given["worker"], attempt=given["attempt"])
+    if workplace.idle_priority and device.type == "cpu":
+        _yield_to_serving()
+    with _device_lock(workplace.home if device.type == "cpu" else None, str(device)):
+        try:
+            run_job(
+                lease,
+                store_url=workplace.store_url,
+                blob_root=workplace.blob_root,
+                cache=Cache(budget=workplace.cache_bytes, folder=workplace.home / "trunk-cache"),
+                device=device,
+                threads=workplace.threads,
+                sign_of_life=sign_of_life,
+            )
+        except StoreUnavailable as error:
+            log.warning("store out of reach, job given back", error=str(error))
+            sys.exit(os.EX_TEMPFAIL)
+
+
+@contextlib.contextmanager
+def _device_lock(home: Path | None, device: str) -> Iterator[None]:
+    """Hold a device: the CPU against other workers of one *home*, a GPU against the machine's."""
+    folder = home or Path(tempfile.gettempdir())
+    path = folder / f"acclimate-{device.replace(':', '-')}.lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+
+
+def _yield_to_serving() -> None:
+    """Run only when nothing else wants the processor (Linux SCHED_IDLE), training's threads too."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except PermissionError:
+        os.nice(19)
+        log.warning("SCHED_IDLE is not allowed here; running at nice 19")
+
+
+if __name__ == "__main__":
+    main()
