@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tests.contract.builders import (
+    MODEL,
+    PRODUCTION,
+    SOURCE,
+    TARGET,
+    claimed,
+    draft,
+    furnish,
+    make_version,
+    manifest,
+    model,
+)
+
+from acclimate_service.domain.errors import (
+    AliasMoved,
+    AliasNotFound,
+    AlreadyExists,
+    InvalidSpec,
+    NoIncumbent,
+    NotFound,
+    RequestIdReused,
+    VersionInUse,
+    VersionNotFound,
+)
+from acclimate_service.domain.job import Job, JobState
+from acclimate_service.domain.model import Origin
+from acclimate_service.domain.names import AliasName, DomainName, ModelName, VersionName
+from acclimate_service.store import Store
+
+
+@pytest.fixture
+def store(store: Store) -> Store:
+    furnish(store)
+    return store
+
+
+def rejected(store: Store, incumbent: VersionName | None = None, *, kept: bool = True) -> Job:
+    """A job that the guard refused, its candidate kept or not."""
+    store.jobs.enqueue(draft(incumbent), request_id="")
+    job, lease = claimed(store)
+    candidate = manifest(store, VersionName("desk", "999"), job.name, parent=incumbent)
+    summary = {"manifest": candidate.model_dump(mode="json")} if kept else {}
+    return store.jobs.finish(lease, state=JobState.REJECTED, summary=summary)
+
+
+# ── models ───────────────────────────────────────────────────────────────────
+
+
+def test_the_same_request_makes_one_model(store: Store) -> None:
+    found = store.registry.get_model(MODEL)
+    assert model(store) == found
+    make_version(store)  # which fills in its labels
+    assert model(store).labels == ("mug", "pen")
+    with pytest.raises(RequestIdReused):
+        store.registry.create_model(
+            dataclasses.replace(found, name=ModelName("other")), "create models/desk"
+        )
+    with pytest.raises(AlreadyExists):
+        store.registry.create_model(found, "another request")
+
+
+def test_a_model_needs_its_source_domain(store: Store) -> None:
+    lost = dataclasses.replace(
+        store.registry.get_model(MODEL),
+        name=ModelName("other"),
+        source_domain=DomainName("nowhere"),
+    )
+    with pytest.raises(NotFound):
+        store.registry.create_model(lost)
+    with pytest.raises(NotFound):
+        store.registry.get_model(ModelName("other"))
+
+
+def test_models_are_listed_page_by_page(store: Store) -> None:
+    model(store, ModelName("chair"))
+    first = store.registry.list_models(1)
+    second = store.registry.list_models(1, first.next_token)
+    assert [item.name.model for item in first.items + second.items] == ["chair", "desk"]
+    assert second.next_token == ""
+
+
+# ── versions ─────────────────────────────────────────────────────────────────
+
+
+def test_versions_count_from_one_and_are_never_numbered_again(store: Store) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    assert (first.version, second.version) == ("1", "2")
+    store.registry.delete_version(second)
+    assert make_version(store, first).version == "3"
+    with pytest.raises(VersionNotFound):
+        store.registry.get_version(second)
+    assert [item.name.version for item in store.registry.list_versions(MODEL).items] == ["3", "1"]
+
+
+def test_a_version_that_something_needs_is_not_deleted(store: Store) -> None:
+    first = make_version(store, promote=PRODUCTION)
+    second = make_version(store, first, promote=PRODUCTION)
+    third = make_version(store, second, promote=PRODUCTION)
+    fourth = make_version(store, first)
+    store.jobs.enqueue(draft(fourth), request_id="")
+    for version, needed_by in (
+        (first, "versions/2"),  # its lineage
+        (second, "aliases/production"),  # where a rollback goes
+        (third, "aliases/production"),
+        (fourth, "jobs/"),
+    ):
+        with pytest.raises(VersionInUse, match=needed_by):
+            store.registry.delete_version(version)
+
+
+def test_every_domain_of_a_lineage_joins_the_guard_oldest_first(store: Store) -> None:
+    first = make_version(store)
+    assert store.registry.accepted_domains(first) == (SOURCE,)
+    second = make_version(store, first)
+    third = make_version(store, second)
+    assert store.registry.accepted_domains(third) == (SOURCE, TARGET)
+    assert [item.name for item in store.registry.lineage(third)] == [first, second, third]
+
+
+def test_a_forced_version_says_who_and_why_and_leaves_the_verdict(store: Store) -> None:
+    first = make_version(store)
+    job = rejected(store, first)
+    forced = store.registry.force_version(job.name, who="ada", why="the holdout is mislabelled")
+    assert (forced.origin, forced.forced_by) == (Origin.FORCED, "ada")
+    assert forced.forced_reason == "the holdout is mislabelled"
+    assert forced.parent == first
+    assert forced.manifest.version == str(forced.name) == "models/desk/versions/2"
+    assert forced.manifest.origin is Origin.FORCED
+    assert store.registry.force_version(job.name, who="eve", why="again") == forced
+    assert store.jobs.get(job.name).state is JobState.REJECTED
+
+
+def test_only_what_the_guard_refused_and_kept_is_forced_and_for_a_reason(store: Store) -> None:
+    made = store.registry.get_version(make_version(store))
+    for job, why in (
+        (made.job, "x"),
+        (rejected(store).name, "  "),
+        (rejected(store, kept=False).name, "x"),
+    ):
+        with pytest.raises(InvalidSpec):
+            store.registry.force_version(job, who="ada", why=why)
+    assert len(store.registry.list_versions(MODEL).items) == 1
+
+
+# ── aliases ──────────────────────────────────────────────────────────────────
+
+
+def test_an_alias_moves_only_from_where_it_was_believed_to_be(store: Store) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    with pytest.raises(AliasMoved):
+        store.registry.set_alias(PRODUCTION, first, expect=second)
+    with pytest.raises(AliasNotFound):
+        store.registry.get_alias(PRODUCTION)
+    store.registry.set_alias(PRODUCTION, first)
+    with pytest.raises(AliasMoved):
+        store.registry.set_alias(PRODUCTION, second, expect=second)
+    moved = store.registry.set_alias(PRODUCTION, second, expect=first)
+    assert (moved.version, moved.previous) == (second, first)
+    assert store.registry.list_aliases() == [moved]
+
+
+def test_an_alias_points_at_a_version_of_its_own_model(store: Store) -> None:
+    first = make_version(store)
+    with pytest.raises(VersionNotFound):
+        store.registry.set_alias(PRODUCTION, VersionName("desk", "9"))
+    with pytest.raises(InvalidSpec):
+        store.registry.set_alias(AliasName("chair", "production"), first)
+
+
+def test_rollbacks_go_back_and_never_forward_again(store: Store) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    third = make_version(store, second)
+    with pytest.raises(AliasNotFound):
+        store.registry.rollback(PRODUCTION)
+    for version in (first, second, first, third):
+        store.registry.set_alias(PRODUCTION, version)
+    for version in (first, second, first):
+        assert store.registry.rollback(PRODUCTION, who="ada", why="errors").version == version
+    with pytest.raises(NoIncumbent):
+        store.registry.rollback(PRODUCTION)
+
+
+def test_of_two_rollbacks_at_once_one_can_be_told_that_it_is_late(store: Store) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    for version in (first, second):
+        store.registry.set_alias(PRODUCTION, version)
+    store.registry.rollback(PRODUCTION, expect=second)
+    with pytest.raises(AliasMoved):
+        store.registry.rollback(PRODUCTION, expect=second)
+
+
+def test_a_rollback_passes_over_versions_that_were_deleted(store: Store) -> None:
+    root = make_version(store)
+    one, two, three = (make_version(store, root) for _ in range(3))
+    for version in (root, one, two, three):
+        store.registry.set_alias(PRODUCTION, version)
+    store.registry.delete_version(one)
+    back = store.registry.rollback(PRODUCTION)
+    assert (back.version, back.previous) == (two, root)
+
+
+def test_every_move_is_recorded_and_a_replica_hears_of_it_once(store: Store) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    store.registry.set_alias(PRODUCTION, first, who="ada", why="start")
+    seen = store.registry.aliases_changed_since(0)
+    assert [(move.version, move.who, move.why) for move in seen] == [(first, "ada", "start")]
+    store.registry.set_alias(PRODUCTION, first, who="ada", why="again")  # moves nothing
+    store.registry.set_alias(PRODUCTION, second, who="bob", why="better")
+    store.registry.delete_alias(PRODUCTION, who="eve", why="closed")
+    later = store.registry.aliases_changed_since(seen[-1].number)
+    assert [(move.version, move.who) for move in later] == [(second, "bob"), (None, "eve")]
+    assert store.registry.alias_history(PRODUCTION) == [*later[::-1], *seen]
+    with pytest.raises(AliasNotFound):
+        store.registry.delete_alias(PRODUCTION)
+    assert store.registry.set_alias(PRODUCTION, second).previous is None
+
+
+# ── who did what ─────────────────────────────────────────────────────────────
+
+
+def test_the_audit_log_is_read_newest_first(store: Store) -> None:
+    for number in range(3):
+        store.audit.record(
+            who="ada", action="SetAlias", subject=f"s{number % 2}", why="x", origin="127.0.0.1"
+        )
+    first = store.audit.list(page_size=2)
+    second = store.audit.list(page_size=2, page_token=first.next_token)
+    assert [entry.number for entry in first.items + second.items] == [3, 2, 1]
+    assert [entry.number for entry in store.audit.list(subject="s0").items] == [3, 1]
+    assert first.items[0].origin == "127.0.0.1"
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit SET who = 'eve'", "DELETE FROM audit"])
+def test_the_database_itself_refuses_to_change_the_audit_log(store: Store, change: str) -> None:
+    import sqlalchemy as sa
+
+    store.audit.record(who="ada", action="SetAlias", subject="s")
+    with store.database.engine.connect() as connection, pytest.raises(sa.exc.DBAPIError):
+        connection.execute(sa.text(change))
+    assert [entry.who for entry in store.audit.list().items] == ["ada"]
