@@ -143,9 +143,7 @@ def timm_config(architecture: Architecture, tag: str) -> dict[str, Any]:
 
 
 def _timm_preprocessing(architecture: Architecture, tag: str) -> Preprocessing:
-    found: dict[str, Any] = resolve_data_config(
-        pretrained_cfg=timm_config(architecture, tag)
-    )
+    found: dict[str, Any] = resolve_data_config(pretrained_cfg=timm_config(architecture, tag))
     channels, height, width = found["input_size"]
     if channels != 3 or height != width:
         raise _refuse(architecture, f"takes {channels} x {height} x {width}, not square RGB images")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,9 @@ def _parse(content: bytes) -> dict[str, Tensor]:
 
 def _unpickle(content: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are refused below anyhow
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         first_line = str(error).partition("\n")[0]
         raise WeightsMismatch(
@@ -182,6 +185,10 @@ def _fetch(network: Network, tag: str, cache: Path | None) -> dict[str, Tensor]:
     fetch = _fetch_torchvision if network.architecture.library == "torchvision" else _fetch_timm
     try:
         return fetch(network, tag, cache)
+    except pickle.UnpicklingError as error:
+        raise WeightsMismatch(
+            f"the hub's file for {network.architecture} holds more than tensors; nothing is run"
+        ) from error
     except OSError as error:  # the base of URLError and of the hub's own errors
         raise WeightsUnavailable(
             f"weights for {network.architecture} cannot be fetched ({error}); without a network, "
