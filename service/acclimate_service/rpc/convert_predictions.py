@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.v1 import inference_pb2 as pb
-from acclimate_service.domain.errors import InputMismatch, InvalidSpec
+from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceError
 from acclimate_service.domain.model import ModelVersion
-from acclimate_service.rpc import fields
+from acclimate_service.rpc import fields, status
 
 Images = NDArray[np.uint8]  # [N, size, size, 3]
 Outputs = Mapping[str, NDArray[np.float32]]  # by the manifest's names, [N, ...] each
@@ -28,9 +28,7 @@ class Question:
 
     model: str
     images: tuple[bytes, ...]  # encoded; empty if pixels came as a tensor
-    top_k: int
-    outputs: frozenset[str]
-    id: str
+    outputs: tuple[str, ...]
 
 
 def question(request: pb.PredictRequest) -> Question:
@@ -45,17 +43,16 @@ def question(request: pb.PredictRequest) -> Question:
         raise InvalidSpec(f"at most {IMAGE_LIMIT} images a request", field="images")
     if request.top_k < 0:
         raise InvalidSpec("top_k must not be negative", field="top_k")
-    wanted = {"probabilities"}
+    fields.text("id", request.id, limit=300)
+    wanted = ["probabilities"]
     if request.logits:
-        wanted.add("logits")
+        wanted.append("logits")
     if request.embeddings:
-        wanted.add("embeddings")
+        wanted.append("embeddings")
     return Question(
         model=fields.text("model", request.model, limit=300, required=True),
         images=tuple(request.images),
-        top_k=request.top_k or TOP_K_DEFAULT,
-        outputs=frozenset(wanted),
-        id=fields.text("id", request.id, limit=300),
+        outputs=tuple(wanted),
     )
 
 
@@ -110,4 +107,13 @@ def response(
         sha256=version.manifest.artifacts.onnx,
         predictions=predictions,
         id=request.id,
+    )
+
+
+def refusal(error: ServiceError, request: pb.PredictRequest) -> pb.PredictStreamResponse:
+    """Write why one request of a stream has no answer."""
+    return pb.PredictStreamResponse(
+        refusal=pb.PredictStreamResponse.Refusal(
+            reason=error.reason, message=status.status_of(error).message, id=request.id
+        )
     )

@@ -1,21 +1,63 @@
-"""``InferenceService``: decode, run, name the version that answered."""
+"""``InferenceService``: resolve a name, run, name the version that answered."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
-import numpy as np
 
 from acclimate.v1 import inference_pb2 as pb
 from acclimate.v1 import inference_pb2_grpc as pb_grpc
 from acclimate_service.domain.errors import ServiceError
-from acclimate_service.imaging import decode_prepared
+from acclimate_service.inference.encoded import Encoded
 from acclimate_service.rpc import convert_predictions as convert
-from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.bounds import Gate
 from acclimate_service.rpc.served import Served
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(pb_grpc.InferenceServiceServicer):
+    """Answers from what is *served*; *gate* bounds the requests that streams have open."""
+
+    def __init__(self, served: Served, *, gate: Gate) -> None:
+        self._served = served
+        self._gate = gate
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        return await self._predict(request, deadline(context))
+
+    async def PredictStream(
+        self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
+    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        # One at a time: answers come in the order of the requests, and what a client
+        # sends ahead waits in the transport, not here.
+        async for request in request_iterator:
+            try:
+                with self._gate.enter():
+                    answer = await self._predict(request, deadline(context))
+                yield pb.PredictStreamResponse(response=answer)
+            except ServiceError as error:
+                yield convert.refusal(error, request)
+
+    async def _predict(
+        self, request: pb.PredictRequest, deadline: float | None
+    ) -> pb.PredictResponse:
+        question = convert.question(request)
+        with await self._served.hold(question.model) as handle:
+            preprocessing = handle.details.manifest.preprocessing
+            images = (
+                Encoded(files=question.images, preprocessing=preprocessing)
+                if question.images
+                else convert.pixels(request.tensor, preprocessing.size)
+            )
+            answer = await handle.run(images, question.outputs, deadline=deadline)
+            return convert.response(request, handle.details, answer.outputs)
+
+
+def deadline(context: Context) -> float | None:
+    """The moment, of ``time.monotonic``, at which the caller stops waiting; None for never."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

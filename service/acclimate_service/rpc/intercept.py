@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -26,9 +26,10 @@ from acclimate_service.rpc.bounds import Gate
 from acclimate_service.rpc.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Continuation = Callable[
-    [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-]
+# Quoted: generic in the stubs only.
+Continuation: TypeAlias = (
+    "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]"
+)
 
 REQUEST_ID_KEY: Final = "x-request-id"
 _QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each

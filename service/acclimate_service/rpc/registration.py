@@ -18,7 +18,7 @@ from acclimate_service.domain.model import Model, WeightsSource
 from acclimate_service.rpc import convert, fields
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.convert import Registration
-from acclimate_service.store import Store
+from acclimate_service.store import BlobWriter, Store
 
 Messages = AsyncIterator[pb.RegisterModelRequest]
 
@@ -119,26 +119,9 @@ class Registrations:
     async def _file(self, messages: Messages) -> str:
         """Write the chunks to a blob; its digest, once the commit has named the same one."""
         with contextlib.ExitStack() as stack:
-            # Entered and left by hand because what is between them awaits: leaving
-            # it syncs the file, which must not hold up the event loop.
+            # Entered and left on a thread: leaving it syncs the file.
             writer = await self._lane.run(stack.enter_context, self._store.blobs.writer())
-            while True:
-                message = await self._next(messages)
-                part = message.WhichOneof("part")
-                if part == "commit":
-                    claimed = fields.sha256("commit.sha256", message.commit.sha256)
-                    break
-                if part != "chunk":
-                    raise InvalidSpec("after `draft` come chunks and one commit", field="part")
-                if writer.size + len(message.chunk) > self._limits.file_bytes:
-                    raise InvalidSpec(
-                        f"the file is larger than the {self._limits.file_bytes} bytes that are "
-                        "taken",
-                        field="chunk",
-                    )
-                await self._lane.run(writer.write, message.chunk)
-            if writer.size == 0:
-                raise InvalidSpec("weights.kind is FILE, but no chunk came", field="chunk")
+            claimed = await self._chunks(messages, writer)
             await self._lane.run(stack.close)
         # A blob that nothing names is collected; what is not what was sent is not named.
         if not hmac.compare_digest(writer.digest, claimed):
@@ -147,3 +130,21 @@ class Registrations:
                 "again"
             )
         return writer.digest
+
+    async def _chunks(self, messages: Messages, writer: BlobWriter) -> str:
+        """Write every chunk; the digest that the commit claims."""
+        while True:
+            message = await self._next(messages)
+            part = message.WhichOneof("part")
+            if part == "commit" and writer.size:
+                return fields.sha256("commit.sha256", message.commit.sha256)
+            if part != "chunk":
+                raise InvalidSpec(
+                    "after `draft`, a file comes in chunks, and then one commit", field="part"
+                )
+            if writer.size + len(message.chunk) > self._limits.file_bytes:
+                raise InvalidSpec(
+                    f"the file is larger than the {self._limits.file_bytes} bytes that are taken",
+                    field="chunk",
+                )
+            await self._lane.run(writer.write, message.chunk)

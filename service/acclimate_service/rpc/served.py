@@ -5,7 +5,7 @@ request; one that cannot be loaded leaves the old one serving. Requests that res
 a name before a move finish on the version they resolved.
 
 Other replicas, and workers that promote what the guard accepted, move aliases in the
-store alone: ``follow`` reads those moves and makes them here.
+store alone: ``catch_up`` reads those moves and makes them here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from collections import defaultdict
 
 import structlog
 
-from acclimate_service.domain.errors import AliasNotFound, InvalidName, NoIncumbent, ServiceError
-from acclimate_service.domain.model import PRODUCTION, Alias
+from acclimate_service.domain.errors import (
+    AliasNotFound,
+    InvalidName,
+    NoIncumbent,
+    NotReady,
+    ServiceError,
+)
+from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
-from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.pool import Handle, Loaded, Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
@@ -29,55 +36,64 @@ RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
 
 
 class Served:
-    """The names that are answered. The store is called in *lane*, versions load in *loading*."""
+    """The names that are answered, over the versions in *pool*. Belongs to one event loop.
+
+    The store is called in *lane*; sessions are made as *execution* says.
+    """
 
     def __init__(
         self,
         store: Store,
-        pool: Pool,
+        pool: Pool[ModelVersion],
         *,
+        execution: Execution,
         lane: Lane,
-        loading: Lane,
         health: Health,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self.pool = pool
+        self._pool = pool
+        self._execution = execution
         self._lane = lane
-        self._loading = loading
         self._health = health
         self._metrics = metrics
-        self._aliases: dict[AliasName, VersionName] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._marker = 0  # the number of the last move in the store that was looked at
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
 
+    @property
+    def pool(self) -> Pool[ModelVersion]:
+        """The loaded versions, by the names of versions and aliases."""
+        return self._pool
+
     # ── asking ───────────────────────────────────────────────────────────────
 
-    def resolve(self, name: str) -> VersionName:
-        """The version that answers under a model's, an alias's or a version's name.
+    async def hold(self, name: str) -> Handle[ModelVersion]:
+        """Hold the version that answers under a model's, an alias's or a version's name.
+
+        A model's name stands for its alias "production". An alias is answered from
+        memory; a version that is named itself is loaded if it is not there.
 
         Raises:
             InvalidName: it is none of the three.
             AliasNotFound: nothing is served under this alias.
+            VersionNotFound, VersionUnloadable: there is no such version to load.
+            Overloaded: every place in the pool is taken.
         """
-        parts = name.split("/")
-        if len(parts) == 4 and parts[2] == "versions":
-            return VersionName.parse(name)
-        if len(parts) == 4 and parts[2] == "aliases":
-            alias = AliasName.parse(name)
-        elif len(parts) == 2:
-            alias = AliasName(ModelName.parse(name).model, PRODUCTION)
-        else:
-            raise InvalidName(name, "models/{model}[/aliases/{alias} or /versions/{version}]")
-        if alias not in self._aliases:
-            raise AliasNotFound(str(alias))
-        return self._aliases[alias]
+        target = _target(name)
+        if isinstance(target, VersionName):
+            try:
+                return self._pool.acquire(str(target))
+            except NotReady:
+                return await self._load(target)
+        try:
+            return self._pool.acquire(str(target))
+        except NotReady:
+            raise AliasNotFound(str(target)) from None
 
-    @property
-    def aliases(self) -> dict[AliasName, VersionName]:
-        """What every served alias points at here."""
-        return dict(self._aliases)
+    def serves(self, alias: AliasName) -> bool:
+        """Whether a loaded version answers under *alias*."""
+        return str(alias) in self._pool.aliases()
 
     # ── moving ───────────────────────────────────────────────────────────────
 
@@ -98,11 +114,11 @@ class Served:
             AliasMoved: *expect* is given and the alias points elsewhere.
         """
         async with self._locks[alias.model]:
-            await self._load(version)
-            moved = await self._lane.run(
-                self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
-            )
-            await self._point(alias, moved.version)
+            with await self._load(version):
+                moved = await self._lane.run(
+                    self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
+                )
+                await self._point(alias, version)
             return moved
 
     async def rollback(self, alias: AliasName, *, who: str, why: str) -> Alias:
@@ -118,11 +134,11 @@ class Served:
             now = await self._lane.run(self._store.registry.get_alias, alias)
             if now.previous is None:
                 raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
-            await self._load(now.previous)
-            moved = await self._lane.run(
-                self._store.registry.rollback, alias, expect=now.version, who=who, why=why
-            )
-            await self._point(alias, moved.version)
+            with await self._load(now.previous):
+                moved = await self._lane.run(
+                    self._store.registry.rollback, alias, expect=now.version, who=who, why=why
+                )
+                await self._point(alias, moved.version)
             return moved
 
     async def drop(self, alias: AliasName, *, who: str, why: str) -> None:
@@ -147,8 +163,8 @@ class Served:
             StoreUnavailable: the store is out of reach; what is served stays.
         """
         moves = await self._lane.run(self._store.registry.aliases_changed_since, self._marker)
-        retry = {alias for alias, at in self._behind.items() if at <= time.monotonic()}
-        for alias in dict.fromkeys((*(move.alias for move in moves), *sorted(retry))):
+        due = sorted(alias for alias, at in self._behind.items() if at <= time.monotonic())
+        for alias in dict.fromkeys((*(move.alias for move in moves), *due)):
             await self._follow(alias)
         if moves:
             self._marker = moves[-1].number
@@ -161,10 +177,12 @@ class Served:
             except AliasNotFound:
                 await self._unpoint(alias)
                 return
-            if self._aliases.get(alias) == current.version:
+            serving = self._pool.aliases().get(str(alias))
+            if serving == str(current.version):
                 return
             try:
-                await self._load(current.version)
+                with await self._load(current.version):
+                    await self._point(alias, current.version)
             except ServiceError as error:
                 self._behind[alias] = time.monotonic() + RETRY_SECONDS
                 self._metrics.swaps.labels("failed").inc()
@@ -172,32 +190,52 @@ class Served:
                     "alias not followed",
                     alias=str(alias),
                     version=str(current.version),
-                    serving=str(self._aliases.get(alias, "nothing")),
+                    serving=serving or "nothing",
                     reason=error.reason,
                     message=str(error),
                 )
                 await self._tell_health(alias)
-                return
-            await self._point(alias, current.version)
 
     # ── inside ───────────────────────────────────────────────────────────────
 
-    async def _load(self, version: VersionName) -> None:
-        await self._loading.run(self.pool.ensure, version)
+    async def _load(self, name: VersionName) -> Handle[ModelVersion]:
+        return await self._pool.ensure(str(name), lambda: self._open(name))
+
+    def _open(self, name: VersionName) -> Loaded[ModelVersion]:
+        """Make a session of the version's verified bytes. Called on the pool's own thread."""
+        version = self._store.registry.get_version(name)
+        manifest = version.manifest
+        classifier = Classifier.open(
+            self._store.blobs.get(manifest.artifacts.onnx),
+            digest=manifest.artifacts.onnx,
+            labels=len(manifest.labels),
+            size=manifest.preprocessing.size,
+            execution=self._execution,
+        )
+        return Loaded(classifier=classifier, details=version)
 
     async def _point(self, alias: AliasName, version: VersionName) -> None:
-        self.pool.point(alias, version)
-        self._aliases[alias] = version
+        self._pool.point(str(alias), str(version))
         self._behind.pop(alias, None)
         self._metrics.swaps.labels("served").inc()
         structlog.get_logger(__name__).info("alias served", alias=str(alias), version=str(version))
         await self._tell_health(alias)
 
     async def _unpoint(self, alias: AliasName) -> None:
-        self._aliases.pop(alias, None)
+        self._pool.unpoint(str(alias))
         self._behind.pop(alias, None)
         await self._tell_health(alias)
 
     async def _tell_health(self, alias: AliasName) -> None:
         if alias.alias == PRODUCTION:
-            await self._health.set_model(ModelName(alias.model), alias in self._aliases)
+            await self._health.set_model(ModelName(alias.model), self.serves(alias))
+
+
+def _target(name: str) -> AliasName | VersionName:
+    if name.count("/") == 1:
+        return AliasName(ModelName.parse(name).model, PRODUCTION)
+    if "/aliases/" in name:
+        return AliasName.parse(name)
+    if "/versions/" in name:
+        return VersionName.parse(name)
+    raise InvalidName(name, "models/{model}, .../aliases/{alias} or .../versions/{version}")

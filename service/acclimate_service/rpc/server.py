@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,12 +19,14 @@ from acclimate.v1 import (
     registry_pb2_grpc,
 )
 from acclimate_service.domain.errors import Overloaded, StoreUnavailable
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc import reflection
 from acclimate_service.rpc.adaptation import AdaptationServicer
 from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.health import Health
-from acclimate_service.rpc.inference import InferenceServicer, Predictor
+from acclimate_service.rpc.inference import InferenceServicer
 from acclimate_service.rpc.intercept import Interceptor, Rule
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
@@ -88,65 +91,67 @@ def options(limits: Limits) -> list[tuple[str, int]]:
 class Server:
     """All services over one store and one pool, on one port."""
 
-    def __init__(self, store: Store, pool: Pool, *, limits: Limits) -> None:
+    def __init__(
+        self, store: Store, pool: Pool[ModelVersion], *, execution: Execution, limits: Limits
+    ) -> None:
         self.metrics = Metrics()
         self.health = Health(SERVICES)
+        self._store = store
+        self._limits = limits
+        self._following: asyncio.Task[None] | None = None
         self._lane = Lane("store", threads=limits.store_threads, waiting=limits.calls)
-        ingest = Lane(
+        # Apart from the store's lane, so that decoding never delays an answer, and
+        # apart from each other, so that a full lane is not taken for a lost store.
+        self._ingest = Lane(
             "ingest",
             threads=limits.decode_threads,
             waiting=limits.uploads * limits.upload.group_examples,
         )
-        self._decode = Lane("decode", threads=limits.decode_threads, waiting=4 * limits.predictions)
-        loading = Lane("loading", threads=1, waiting=64)
+        self._probe = Lane("probe", threads=1, waiting=0)
         self.served = Served(
             store,
             pool,
-            lane=lane,
-            loading=loading,
+            execution=execution,
+            lane=self._lane,
             health=self.health,
             metrics=self.metrics,
         )
-        self._server = grpc.aio.server(
-            interceptors=[
-                Interceptor(
-                    rules=rules(limits),
-                    default=Rule(
-                        gate=Gate("the server", limit=limits.calls), seconds=limits.call_seconds
-                    ),
-                    metrics=self.metrics,
-                )
-            ],
-            options=options(limits),
+        default = Gate("the server", limit=limits.calls)
+        interceptor = Interceptor(
+            rules=rules(limits),
+            default=Rule(gate=default, seconds=limits.call_seconds),
+            metrics=self.metrics,
         )
-        adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(
-            AdaptationServicer(
-                store,
-                lane=lane,
-                uploads=Uploads(
-                    store,
-                    lane=lane,
-                    ingest=ingest,
-                    metrics=self.metrics,
-                    limits=limits.upload,
-                ),
-                watchers=Watchers(store, lane=lane, interval=limits.poll_seconds),
-                max_queued_jobs=limits.queued_jobs,
+        self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))
+        self._add_servicers()
+
+    def _add_servicers(self) -> None:
+        limits = self._limits
+        adaptation = AdaptationServicer(
+            self._store,
+            lane=self._lane,
+            uploads=Uploads(
+                self._store,
+                lane=self._lane,
+                ingest=self._ingest,
+                metrics=self.metrics,
+                limits=limits.upload,
             ),
-            self._server,
+            watchers=Watchers(self._store, lane=self._lane, interval=limits.poll_seconds),
+            max_queued_jobs=limits.queued_jobs,
         )
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(
-                store,
-                lane=lane,
-                registrations=Registrations(store, lane=lane, limits=limits.registration),
-                served=self.served,
-            ),
-            self._server,
+        registry = RegistryServicer(
+            self._store,
+            lane=self._lane,
+            registrations=Registrations(self._store, lane=self._lane, limits=limits.registration),
+            served=self.served,
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(Predictor(self.served, decode=decode)), self._server
+        inference = InferenceServicer(
+            self.served, gate=Gate("the predictions", limit=limits.predictions, retry_after=0.1)
         )
+        adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, self._server)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         reflection.enable((*SERVICES, health.SERVICE_NAME), self._server)
 
@@ -174,7 +179,7 @@ class Server:
     async def _follow(self) -> None:
         """Keep up with the store, and say so when it is gone or back."""
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(self._limits.poll_seconds)
             try:
                 await self._probe.run(self._store.ping)
                 await self.served.catch_up()
@@ -190,7 +195,7 @@ class Server:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self._server.stop(grace)
-        for lane in self._lanes:
+        for lane in (self._lane, self._ingest, self._probe):
             lane.close()
 
 

@@ -1,0 +1,161 @@
+"""The serving process: gRPC and onnxruntime, never torch.
+
+Prints one line, ``acclimate serving on HOST:PORT``, once it is ready, and writes the
+port to ``HOME/serve.port``, so that port 0 can be asked for and found. Logs are JSON
+lines on the standard error stream. SIGTERM and SIGINT drain: health says NOT_SERVING
+first, what runs may end within ``drain_seconds``, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import prometheus_client
+import structlog
+
+from acclimate_service.config import ServeSettings
+from acclimate_service.domain.errors import ServiceError
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.inference.batcher import Batcher, Batching
+from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.pool import Pool
+from acclimate_service.rpc.server import Limits, Server
+from acclimate_service.store import open_store
+
+PORT_FILE = "serve.port"
+
+
+def main() -> None:
+    """Serve with settings from the environment until SIGTERM or SIGINT."""
+    log_json_lines()
+    sys.exit(run(ServeSettings()))
+
+
+def run(settings: ServeSettings) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a drain; 1 if what was asked for is not to be had (the
+        store, the provider, the port), which the log then explains.
+    """
+    # Hand-overs between the event loop and the session threads are many and short;
+    # measured, the default of 5 ms holds every tenth answer up.
+    sys.setswitchinterval(0.0005)
+    try:
+        return asyncio.run(_serve(settings))
+    except ServiceError as error:
+        structlog.get_logger(__name__).error(
+            "cannot serve", reason=error.reason, message=str(error)
+        )
+    except (OSError, RuntimeError) as error:
+        # RuntimeError is grpc's word for an address that cannot be bound.
+        structlog.get_logger(__name__).error("cannot serve", message=str(error))
+    return 1
+
+
+async def _serve(settings: ServeSettings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    execution = _execution(settings)
+    batcher = Batcher(
+        threads=execution.threads,
+        room=settings.queue,
+        batching=None if execution.provider == "cpu" else Batching(),
+    )
+    pool: Pool[ModelVersion] = Pool(batcher, capacity=settings.resident_versions)
+    with contextlib.closing(open_store(settings.store_url(), settings.blob_root())) as store:
+        server = Server(store, pool, execution=execution, limits=_limits(settings))
+        port = server.listen(settings.host, settings.port)
+        try:
+            await server.start()
+            with _announced(settings, port), _metrics(settings, server):
+                await stop.wait()
+                await server.stop(settings.drain_seconds)
+        finally:
+            await server.stop(0)
+            await pool.close()
+            await batcher.close()
+    return 0
+
+
+def _execution(settings: ServeSettings) -> Execution:
+    if settings.provider != "cpu":
+        return Execution.for_gpu(tensorrt=settings.provider == "tensorrt")
+    return Execution(threads=settings.threads, intra_op=settings.intra_op)
+
+
+def _limits(settings: ServeSettings) -> Limits:
+    return Limits(
+        message_bytes=settings.max_message_mib * 2**20,
+        predictions=settings.queue,
+        uploads=settings.max_uploads,
+        watchers=settings.max_watchers,
+        queued_jobs=settings.max_queued_jobs,
+        decode_threads=settings.threads,
+        poll_seconds=settings.alias_poll_seconds,
+    )
+
+
+@contextlib.contextmanager
+def _announced(settings: ServeSettings, port: int) -> Iterator[None]:
+    """Tell where the server listens, for as long as it does."""
+    path = settings.home.absolute() / PORT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, f"{port}\n")
+    print(f"acclimate serving on {settings.host}:{port}", flush=True)  # noqa: T201  # for whoever started this
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that a reader sees whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _metrics(settings: ServeSettings, server: Server) -> Iterator[None]:
+    """Answer Prometheus on its own port, where one is set."""
+    if settings.metrics_port is None:
+        yield
+        return
+    http, thread = prometheus_client.start_http_server(
+        settings.metrics_port, addr=settings.host, registry=server.metrics.registry
+    )
+    try:
+        yield
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def log_json_lines() -> None:
+    """Log to the standard error stream: a JSON object a line, with the request's ids."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()
