@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import time
 import uuid
@@ -62,8 +63,13 @@ class TLS:
 
 def is_loopback(target: str) -> bool:
     """Whether *target* cannot leave this machine."""
+    if target.startswith("unix:"):
+        return True
     host = target.rsplit(":", 1)[0].strip("[]")
-    return host in {"localhost", "::1"} or host.startswith(("127.", "unix"))
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 class Connection:
