@@ -97,7 +97,7 @@ def drop_upper(lost: int, gained: int, n: int, level: float) -> float:
     """The upper bound of the drop: Tango's, widened where the exact test demands it.
 
     The true drop lies above it with a probability of at most *level* (to the
-    precision of 64 nuisance values) while the exact test is affordable.
+    precision of 48 nuisance values) while the exact test is affordable.
     """
     bound = tango_upper(lost, gained, n, level)
     if n <= 0 or bound >= 1 or not _exact_pays(lost, gained, n):
@@ -152,7 +152,7 @@ def exact_p(lost: int, gained: int, n: int, delta: float) -> float:
     gamma = 1e-7
     observed = float(score(np.asarray(float(lost)), np.asarray(float(gained)), n, delta))
     low, high = clopper_pearson(lost + gained, n, gamma / 2)
-    discordance = np.linspace(max(low, abs(delta)), max(high, abs(delta)), 64)
+    discordance = np.linspace(max(low, abs(delta)), max(high, abs(delta)), 48)
     p_lost, p_gained = (discordance + delta) / 2, (discordance - delta) / 2
 
     # What lies outside these windows has a probability far below gamma.
@@ -166,16 +166,16 @@ def exact_p(lost: int, gained: int, n: int, delta: float) -> float:
     counts = np.stack([b, c, n - b - c], axis=1)  # [M, 3]
     logs = log_factorials(n)
     ways = logs[n] - logs[counts.astype(np.int64)].sum(axis=1)
-    rates = np.stack([p_lost, p_gained, 1 - p_lost - p_gained])  # [3, 64]
+    rates = np.stack([p_lost, p_gained, 1 - p_lost - p_gained])  # [3, 48]
     # A rate of 0 times a count of 0 must be 0, and of any other count impossible.
     chances = np.exp(ways[:, None] + counts @ np.log(np.maximum(rates, 1e-300)))
     return min(1.0, float(chances.sum(axis=0).max(initial=0.0)) + gamma)
 
 
 def window(n: int, p: float) -> Array:
-    """The counts of a binomial(n, p) that are worth summing over: all but about 1e-14."""
+    """The counts of a binomial(n, p) that are worth summing over: all but about 1e-10."""
     p = min(max(p, 0.0), 1.0)  # rounding may have left it a hair outside
-    spread = 8 * math.sqrt(n * p * (1 - p)) + 12
+    spread = 6.5 * math.sqrt(n * p * (1 - p)) + 12
     return np.arange(max(0, math.floor(n * p - spread)), min(n, math.ceil(n * p + spread)) + 1.0)
 
 

@@ -1,0 +1,78 @@
+"""ECE, NLL and their bootstrap intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tests.unit.domain.outcomes import answers, paired
+
+from acclimate_service.domain.calibration import calibration, expected_calibration_error, losses
+from acclimate_service.domain.evidence import Paired
+
+
+def test_ece_is_the_gap_worked_out_by_hand() -> None:
+    """Confidence 0.9 and 3 of 4 right: 0.15; confidence 0.6 and 1 of 1 right: 0.4."""
+    labels = np.zeros(5, dtype=int)
+    rows = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.6, 0.4]])
+    assert expected_calibration_error(rows, labels) == pytest.approx(4 / 5 * 0.15 + 1 / 5 * 0.4)
+    assert expected_calibration_error(rows[:0], labels[:0]) == 0
+
+
+def test_nll_is_the_log_of_the_labels_probability_and_never_infinite() -> None:
+    rows = np.array([[0.25, 0.75], [1.0, 0.0]])
+    assert losses(rows, np.array([1, 1])) == pytest.approx([-np.log(0.75), -np.log(1e-7)])
+
+
+def test_the_bootstrap_interval_of_a_mean_is_close_to_the_normal_one() -> None:
+    found = calibration(paired(400, 30, 10))
+    assert found is not None
+    pairs = paired(400, 30, 10)
+    rise = losses(pairs.candidate, pairs.labels) - losses(pairs.incumbent, pairs.labels)
+    half = 1.645 * rise.std() / 20
+    assert found.nll_rise.value == pytest.approx(rise.mean())
+    assert found.nll_rise.low == pytest.approx(rise.mean() - half, abs=0.1 * half)
+    assert found.nll_rise.high == pytest.approx(rise.mean() + half, abs=0.1 * half)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_does_not() -> None:
+    pairs = paired(200, 10, 5)
+    assert calibration(pairs) == calibration(pairs, seed=0)
+    assert calibration(pairs, seed=1) != calibration(pairs)
+
+
+def test_every_number_is_that_of_its_own_file() -> None:
+    pairs = paired(300, 20, 5, confidence=0.7)
+    found = calibration(pairs)
+    assert found is not None
+    assert found.ece_before.value == pytest.approx(
+        expected_calibration_error(pairs.incumbent, pairs.labels)
+    )
+    assert found.ece_after.value == pytest.approx(
+        expected_calibration_error(pairs.candidate, pairs.labels)
+    )
+    assert found.nll_after.value == pytest.approx(losses(pairs.candidate, pairs.labels).mean())
+    assert found.ece_rise.value == pytest.approx(found.ece_after.value - found.ece_before.value)
+
+
+def test_images_of_a_class_the_incumbent_lacks_are_left_out() -> None:
+    pairs = paired(100, 0, 0)
+    labels = pairs.labels.copy()
+    labels[:30] = 10
+    wide = Paired(
+        name="domains/webcam",
+        labels=labels,
+        incumbent=pairs.incumbent,
+        candidate=answers(np.ones(100, dtype=bool), labels, 11),
+    )
+    found = calibration(wide)
+    assert found is not None
+    assert found.n == 70
+    assert calibration(dataclasses.replace(wide, labels=np.full(100, 10))) is None
+
+
+def test_files_that_answer_alike_do_not_differ() -> None:
+    found = calibration(paired(50, 0, 0))
+    assert found is not None
+    assert found.nll_rise.low == found.nll_rise.value == found.nll_rise.high == 0
