@@ -1,0 +1,1 @@
+"""Versions as onnxruntime sessions: loaded, swapped, and run beside the event loop."""

@@ -1,0 +1,371 @@
+"""Runs classifiers beside the event loop: a bounded queue before a few threads.
+
+On a CPU every request runs on its own as soon as a thread is free, and a request of
+many images is spread over the threads. On a GPU (``batching``) requests that wait are
+run together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from acclimate_service.domain.errors import DeadlineTooShort, InputMismatch, Overloaded
+from acclimate_service.inference.classifier import (
+    OUTPUTS,
+    Answers,
+    Classifier,
+    Pixels,
+    check_outputs,
+)
+from acclimate_service.inference.encoded import Encoded
+
+SMOOTHING = 0.1  # weight of the newest run in the running mean of seconds an image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How requests are run together, where that pays.
+
+    Up to ``images`` in a run; a request waits at most ``delay`` seconds for company. A
+    run is padded to the next of ``buckets``, so that only these shapes, which were
+    warmed, are ever seen.
+    """
+
+    images: int = 32
+    delay: float = 0.002
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    decoders: int = 8  # threads that decode files before they are batched
+
+    def __post_init__(self) -> None:
+        if self.buckets[-1] != self.images or list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"buckets {self.buckets} do not rise to {self.images}")
+
+    def bucket(self, images: int) -> int:
+        """The size of the run that *images* are padded to."""
+        return next(size for size in self.buckets if size >= images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where a request's time went, in nanoseconds, and in what company it ran.
+
+    ``queue`` is its longest wait; ``decode`` and ``infer`` are summed over the threads
+    that worked on it. ``runs`` holds the sizes of the runs that are counted with this
+    request: one that served several requests is counted with the first of them.
+    """
+
+    queue: int
+    decode: int
+    infer: int
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The outputs asked for, by name, one row an image, and how long they took."""
+
+    outputs: Answers
+    timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """A part of a request that runs as one."""
+
+    classifier: Classifier
+    images: Pixels | Encoded
+    outputs: tuple[str, ...]
+    deadline: float | None
+    submitted: int  # perf_counter_ns
+    future: Future[Answer] = field(default_factory=Future)
+
+
+class Batcher:
+    """Executes what is submitted to it. Belongs to one event loop.
+
+    At most ``room`` images are inside at once, waiting or running. ``clock`` counts
+    seconds, and deadlines are moments of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        room: int = 256,
+        batching: Batching | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._room = room
+        self._batching = batching
+        self._clock = clock
+        self._inside = 0  # images; touched on the event loop only
+        self._seconds = 0.0  # running mean of a thread's seconds an image
+        self._queue: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._decoders = (
+            ThreadPoolExecutor(batching.decoders, thread_name_prefix="decode") if batching else None
+        )
+        # Daemons, so that a process that dies of something else is not kept by them.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"infer-{index}", daemon=True)
+            for index in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def inside(self) -> int:
+        """Images that wait or run."""
+        return self._inside
+
+    async def submit(
+        self,
+        classifier: Classifier,
+        images: Pixels | Encoded,
+        outputs: Sequence[str] = ("probabilities",),
+        *,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Run *images* through *classifier* on one of the threads.
+
+        Cancelled, it takes what has not begun out of the queue.
+
+        Raises:
+            InputMismatch: the images are not what the classifier takes.
+            BadImage: a file cannot be decoded; its place is ``index`` in the metadata.
+            Overloaded: no room.
+            DeadlineTooShort: the wait would outlast, or has outlasted, *deadline*.
+        """
+        outputs = tuple(outputs)
+        _check(classifier, images, outputs)
+        count = len(images)
+        self._admit(count, deadline)
+        self._inside += count
+        try:
+            return await self._run(classifier, images, outputs, deadline)
+        finally:
+            self._inside -= count
+
+    async def close(self) -> None:
+        """Finish what is inside, take nothing new, and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        if self._decoders is not None:
+            self._decoders.shutdown()
+
+    # ── on the event loop ────────────────────────────────────────────────────
+
+    def _admit(self, count: int, deadline: float | None) -> None:
+        wait = self._inside * self._seconds / len(self._threads)
+        # A request larger than the room is taken when it would be alone.
+        full = self._inside > 0 and self._inside + count > self._room
+        if full or self._closed:
+            raise Overloaded("the queue of images to classify", retry_after=_within(wait))
+        if deadline is None:
+            return
+        left = deadline - self._clock()
+        # While a thread is free nothing is predicted: after one slow run, say the first
+        # on a GPU, predictions from it would refuse all the runs that could correct them.
+        busy = self._inside >= len(self._threads)
+        if left <= 0 or (busy and wait + self._seconds > left):
+            raise DeadlineTooShort(
+                f"the deadline is in {left:.3f} s and the queue lasts about {wait:.3f} s; allow "
+                "more time, or send fewer requests at once",
+                seconds_left=f"{left:.3f}",
+            )
+
+    async def _run(
+        self,
+        classifier: Classifier,
+        images: Pixels | Encoded,
+        outputs: tuple[str, ...],
+        deadline: float | None,
+    ) -> Answer:
+        submitted = time.perf_counter_ns()
+        decoded = 0
+        if self._decoders is not None and isinstance(images, Encoded):
+            loop = asyncio.get_running_loop()
+            images, decoded = await loop.run_in_executor(self._decoders, _decode, images)
+        parts = [
+            _Work(
+                classifier=classifier,
+                images=images[start:stop],
+                outputs=outputs,
+                deadline=deadline,
+                submitted=submitted + decoded,
+            )
+            for start, stop in self._parts(len(images))
+        ]
+        with self._changed:
+            self._queue.extend(parts)
+            self._changed.notify(len(parts))
+        try:
+            answers = [await asyncio.wrap_future(part.future) for part in parts]
+        finally:
+            for part in parts:  # no effect on those that ended
+                part.future.cancel()
+        return _joined(answers, decoded)
+
+    def _parts(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where to cut a request: evenly over the threads, or by what a batch can hold."""
+        if self._batching is None:
+            pieces = min(count, len(self._threads))
+        else:
+            pieces = -(-count // self._batching.images)
+        edges = [count * piece // pieces for piece in range(pieces + 1)]
+        return pairwise(edges)
+
+    # ── on the threads ───────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        while batch := self._next():
+            started = time.perf_counter_ns()
+            try:
+                answers = self._answer(batch, started)
+            # Whatever it is, it belongs to those who wait for the answer, and not to
+            # the thread, which must live on.
+            except BaseException as error:  # noqa: BLE001
+                for work in batch:
+                    work.future.set_exception(error)
+            else:
+                for work, answer in zip(batch, answers, strict=True):
+                    work.future.set_result(answer)
+            # Else this frame would keep an unloaded version alive until the next request.
+            del batch
+            answers = []
+
+    def _next(self) -> list[_Work]:
+        """What to run now, together; nothing when closed. Blocks until there is something."""
+        with self._changed:
+            while True:
+                while self._queue:
+                    if self._begins(first := self._queue.popleft()):
+                        return [first] if self._batching is None else self._gather(first)
+                if self._closed:
+                    return []
+                self._changed.wait()
+
+    def _begins(self, work: _Work) -> bool:
+        """Whether somebody still waits for *work* and it is still in time."""
+        if not work.future.set_running_or_notify_cancel():
+            return False
+        if work.deadline is not None and self._clock() >= work.deadline:
+            work.future.set_exception(DeadlineTooShort("the deadline passed in the queue"))
+            return False
+        return True
+
+    def _gather(self, first: _Work) -> list[_Work]:
+        """*first*, and what may run with it: of the same version, up to a batch, in order."""
+        assert self._batching is not None
+        batch, total = [first], len(first.images)
+        until = self._clock() + self._batching.delay
+        while True:
+            passed: list[_Work] = []
+            while self._queue and total < self._batching.images:
+                work = self._queue.popleft()
+                fits = total + len(work.images) <= self._batching.images
+                if work.classifier is not first.classifier or not fits:
+                    passed.append(work)
+                elif self._begins(work):
+                    batch.append(work)
+                    total += len(work.images)
+            self._queue.extendleft(reversed(passed))
+            left = until - self._clock()
+            if total >= self._batching.images or left <= 0 or self._closed:
+                if self._queue:
+                    self._changed.notify()
+                return batch
+            self._changed.wait(left)
+
+    def _answer(self, batch: list[_Work], started: int) -> list[Answer]:
+        classifier = batch[0].classifier
+        pixels, decoded = [], 0
+        for work in batch:
+            images = work.images
+            if isinstance(images, Encoded):
+                images, nanoseconds = _decode(images)
+                decoded += nanoseconds
+            pixels.append(images)
+        names = [name for name in OUTPUTS if any(name in work.outputs for work in batch)]
+        count = sum(map(len, pixels))
+        began = time.perf_counter_ns()
+        outputs = classifier.run(self._padded(pixels, count), names)
+        inferred = time.perf_counter_ns() - began
+        answers, start = [], 0
+        for work in batch:
+            stop = start + len(work.images)
+            timings = Timings(
+                queue=started - work.submitted,
+                decode=decoded,
+                infer=inferred,
+                runs=(count,) if start == 0 else (),
+            )
+            rows = {name: outputs[name][start:stop] for name in work.outputs}
+            answers.append(Answer(outputs=rows, timings=timings))
+            start = stop
+        spent = (time.perf_counter_ns() - started) / 1e9 / count
+        with self._changed:
+            self._seconds += SMOOTHING * (spent - self._seconds) if self._seconds else spent
+        return answers
+
+    def _padded(self, pixels: list[Pixels], count: int) -> Pixels:
+        if self._batching is not None and (more := self._batching.bucket(count) - count):
+            pixels = [*pixels, np.zeros((more, *pixels[0].shape[1:]), np.uint8)]
+        return pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+
+
+def _check(classifier: Classifier, images: Pixels | Encoded, outputs: tuple[str, ...]) -> None:
+    if not isinstance(images, Encoded):
+        classifier.check(images, outputs)
+        return
+    check_outputs(outputs)
+    if not len(images):
+        raise InputMismatch("there is no image in the batch", images=0)
+    if images.preprocessing.size != classifier.size:
+        raise InputMismatch(
+            f"images would be prepared at {images.preprocessing.size} pixels; this version takes "
+            f"{classifier.size}",
+        )
+
+
+def _decode(images: Encoded) -> tuple[Pixels, int]:
+    """The pixels, uint8 [N, S, S, 3], and the nanoseconds that they took."""
+    started = time.perf_counter_ns()
+    return images.pixels(), time.perf_counter_ns() - started
+
+
+def _joined(answers: list[Answer], decoded: int) -> Answer:
+    """A request's answer from those of its parts, in order."""
+    if len(answers) == 1 and not decoded:
+        return answers[0]
+    timings = [answer.timings for answer in answers]
+    return Answer(
+        outputs={
+            name: np.concatenate([answer.outputs[name] for answer in answers])
+            for name in answers[0].outputs
+        },
+        timings=Timings(
+            queue=max(timing.queue for timing in timings),
+            decode=decoded + sum(timing.decode for timing in timings),
+            infer=sum(timing.infer for timing in timings),
+            runs=tuple(size for timing in timings for size in timing.runs),
+        ),
+    )
+
+
+def _within(wait: float) -> float:
+    """A wait, in seconds, as it is worth telling a client."""
+    return round(min(max(wait, 0.05), 5.0), 2)

@@ -1,0 +1,457 @@
+"""Versions come and go under load, and no request fails for it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
+from acclimate_service.inference.batcher import Batcher
+from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
+from acclimate_service.inference.pool import Loaded, Pool
+
+Opened = Callable[..., Classifier]
+Loader = Callable[[], Loaded[int]]
+SECONDS = 60
+MEBIBYTE = 2**20
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), SECONDS))
+
+
+@asynccontextmanager
+async def pool_of(
+    *, threads: int = 2, room: int = 4096, **options: Any
+) -> AsyncIterator[Pool[int]]:
+    batcher = Batcher(threads=threads, room=room)
+    pool = Pool[int](batcher, **options)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        await batcher.close()
+
+
+@pytest.fixture
+def loader(classifier: Opened) -> Callable[[int], Loader]:
+    return lambda seed: lambda: Loaded(classifier=classifier(seed), details=seed)
+
+
+def loaded(pool: Pool[int]) -> list[str]:
+    return sorted(version.version for version in pool.resident() if not version.loading)
+
+
+class Slow(Classifier):
+    """A classifier whose runs after the warming wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.labels, self.size, self.execution = 4, 8, Execution()
+        self.through = threading.Event()
+        self.running = threading.Event()
+
+    def warm(self, batches: Any = (1,)) -> None:
+        assert batches
+
+    def run(self, images: Pixels, outputs: Any = ("probabilities",)) -> Answers:
+        self.running.set()
+        assert self.through.wait(SECONDS)
+        return {name: np.zeros((len(images), 4), np.float32) for name in outputs}
+
+
+def test_fifty_swaps_under_eight_clients_fail_no_request_and_mix_no_answer(
+    loader: Callable[[int], Loader], classifier: Opened, images: Pixels
+) -> None:
+    expected = {
+        f"versions/{seed}": classifier(seed).run(images)["probabilities"] for seed in range(51)
+    }
+    answers: list[tuple[str, int]] = []
+
+    async def client(pool: Pool[int], done: asyncio.Event, seed: int) -> None:
+        choice = random.Random(seed)
+        while not done.is_set():
+            count = choice.randint(1, 5)
+            with pool.acquire("production") as handle:
+                answer = await handle.run(images[:count])
+                assert f"versions/{handle.details}" == handle.version
+            found = answer.outputs["probabilities"]
+            assert np.array_equal(found, expected[handle.version][:count]), handle.version
+            answers.append((handle.version, count))
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("versions/0", loader(0)):
+                pool.point("production", "versions/0")
+            done = asyncio.Event()
+            async with asyncio.TaskGroup() as clients:
+                for seed in range(8):
+                    clients.create_task(client(pool, done, seed))
+                for seed in range(1, 51):
+                    with await pool.ensure(f"versions/{seed}", loader(seed)):
+                        previous = pool.point("production", f"versions/{seed}")
+                    assert previous == f"versions/{seed - 1}"
+                    await asyncio.sleep(0.005)
+                done.set()
+            assert loaded(pool) == ["versions/49", "versions/50"]
+            counted = pool.statistics()
+            assert sum(one.success.count for one in counted.values()) == len(answers)
+            assert sum(one.inferences for one in counted.values()) == sum(n for _, n in answers)
+            assert not any(one.failure.count or one.cancelled.count for one in counted.values())
+
+    run(test)
+    assert len({version for version, _ in answers}) > 25
+    assert len(answers) > 200
+
+
+@pytest.mark.parametrize("stage", ["open", "warm"])
+def test_a_load_that_fails_leaves_the_old_version_serving(
+    stage: str, loader: Callable[[int], Loader], images: Pixels
+) -> None:
+    class Cold(Slow):
+        def warm(self, batches: Any = (1,)) -> None:
+            raise VersionUnloadable(f"no answer to {batches}")
+
+    def broken() -> Loaded[int]:
+        if stage == "open":
+            raise VersionUnloadable("not a model")
+        return Loaded(classifier=Cold(), details=0)
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("old", loader(0)):
+                pool.point("production", "old")
+            for _ in range(3):
+                with pytest.raises(VersionUnloadable):
+                    await pool.ensure("new", broken)
+                with pytest.raises(NotReady):
+                    pool.point("production", "new")
+            assert loaded(pool) == ["old"]
+            with pool.acquire("production") as handle:
+                assert handle.version == "old"
+                await handle.run(images)
+            with await pool.ensure("new", loader(1)) as handle:  # a later load may succeed
+                assert handle.details == 1
+
+    run(test)
+
+
+def test_loads_of_one_version_at_the_same_time_are_one_load(classifier: Opened) -> None:
+    loads: list[int] = []
+
+    def load() -> Loaded[int]:
+        loads.append(1)
+        return Loaded(classifier=classifier(), details=len(loads))
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            handles = await asyncio.gather(*(pool.ensure("one", load) for _ in range(20)))
+            assert {handle.details for handle in handles} == {1}
+            assert pool.resident()[0].references == 20
+            for handle in handles:
+                handle.release()
+                handle.release()  # a second time does nothing
+            assert pool.resident()[0].references == 0
+
+    run(test)
+    assert loads == [1]
+
+
+def test_a_caller_who_gives_up_does_not_stop_a_load_that_others_wait_for(
+    classifier: Opened,
+) -> None:
+    may = threading.Event()
+
+    def load() -> Loaded[int]:
+        assert may.wait(SECONDS)
+        return Loaded(classifier=classifier(), details=7)
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            first = asyncio.create_task(pool.ensure("one", load))
+            second = asyncio.create_task(pool.ensure("one", load))
+            await asyncio.sleep(0.01)
+            assert [version.loading for version in pool.resident()] == [True]
+            first.cancel()
+            await asyncio.sleep(0.01)
+            may.set()
+            with await second as handle:
+                assert handle.details == 7
+
+    run(test)
+
+
+def test_the_event_loop_turns_while_a_version_loads() -> None:
+    may = threading.Event()
+
+    def load() -> Loaded[int]:
+        assert may.wait(SECONDS)
+        return Loaded(classifier=Slow(), details=0)
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            task = asyncio.create_task(pool.ensure("one", load))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not task.done()
+            may.set()
+            (await task).release()
+
+    run(test)
+
+
+def test_a_request_in_flight_ends_on_the_version_it_began_on(
+    loader: Callable[[int], Loader],
+) -> None:
+    slow = Slow()
+    reference = weakref.ref(slow)
+
+    async def test() -> None:
+        nonlocal slow
+        async with pool_of(spare=0) as pool:
+            with await pool.ensure("old", lambda: Loaded(classifier=slow, details=0)):
+                pool.point("production", "old")
+
+            async def request() -> str:
+                with pool.acquire("production") as handle:
+                    await handle.run(np.zeros((1, 8, 8, 3), np.uint8))
+                return handle.version
+
+            task = asyncio.create_task(request())
+            await asyncio.to_thread(slow.running.wait)
+            with await pool.ensure("new", loader(1)):
+                pool.point("production", "new")
+            assert loaded(pool) == ["new", "old"]
+            with pool.acquire("production") as handle:
+                assert handle.version == "new"
+            slow.through.set()
+            assert await task == "old"
+            assert loaded(pool) == ["new"]
+
+    run(test)
+    del slow
+    gc.collect()
+    assert reference() is None
+
+
+def test_of_the_versions_no_alias_needs_only_the_spare_ones_stay(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(spare=2, capacity=10) as pool:
+            with await pool.ensure("v0", loader(0)):
+                pool.point("production", "v0")
+            for seed in range(1, 6):
+                (await pool.ensure(f"v{seed}", loader(seed))).release()
+            assert loaded(pool) == ["v0", "v4", "v5"]
+            pool.acquire("v4").release()  # so that v5 is the longest unused
+            (await pool.ensure("v6", loader(6))).release()
+            assert loaded(pool) == ["v0", "v4", "v6"]
+            assert pool.unpoint("production") == "v0"
+            assert loaded(pool) == ["v4", "v6"]
+
+    run(test)
+
+
+def test_a_full_pool_refuses_another_version_and_unloads_none_in_use(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(capacity=2, spare=5) as pool:
+            with await pool.ensure("a", loader(0)):
+                pool.point("production", "a")
+            with await pool.ensure("b", loader(1)):
+                with pytest.raises(Overloaded):
+                    await pool.ensure("c", loader(2))
+                assert loaded(pool) == ["a", "b"]
+            (await pool.ensure("c", loader(2))).release()
+            assert loaded(pool) == ["a", "c"]
+
+    run(test)
+
+
+def test_two_aliases_keep_their_version_until_both_have_moved(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(spare=0) as pool:
+            with await pool.ensure("a", loader(0)), await pool.ensure("b", loader(1)):
+                pool.point("production", "a")
+                pool.point("canary", "a")
+                assert pool.resident()[0].aliases == ("canary", "production")
+                pool.point("production", "b")
+            assert loaded(pool) == ["a", "b"]
+            pool.point("canary", "b")
+            assert loaded(pool) == ["b"]
+            assert pool.aliases() == {"production": "b", "canary": "b"}
+
+    run(test)
+
+
+def test_unloading_waits_for_the_last_request_and_takes_no_new_one() -> None:
+    async def test() -> None:
+        slow = Slow()
+        async with pool_of() as pool:
+            with await pool.ensure("a", lambda: Loaded(classifier=slow, details=0)) as handle:
+                task = asyncio.create_task(handle.run(np.zeros((1, 8, 8, 3), np.uint8)))
+                unloading = asyncio.create_task(pool.unload("a"))
+                await asyncio.sleep(0.01)
+                assert pool.resident()[0].leaving
+                with pytest.raises(NotReady):
+                    pool.acquire("a")
+                with pytest.raises(NotReady):
+                    pool.point("production", "a")
+                slow.through.set()
+                await task
+                assert not unloading.done()
+            await unloading
+            assert not pool.resident()
+            await pool.unload("a")  # it is out already
+
+    run(test)
+
+
+def test_a_version_that_is_ensured_while_it_leaves_stays(loader: Callable[[int], Loader]) -> None:
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("a", loader(0)):
+                unloading = asyncio.create_task(pool.unload("a"))
+                await asyncio.sleep(0)
+                (await pool.ensure("a", loader(0))).release()
+            await unloading
+            assert loaded(pool) == ["a"]
+            pool.acquire("a").release()
+
+
+def test_an_unload_that_was_given_up_leaves_the_version_serving(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("a", loader(0)):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(pool.unload("a"), 0.01)
+                pool.acquire("a").release()
+            assert loaded(pool) == ["a"]
+
+    run(test)
+
+
+def test_what_an_alias_points_at_is_not_unloaded(loader: Callable[[int], Loader]) -> None:
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("a", loader(0)):
+                pool.point("production", "a")
+            with pytest.raises(VersionInUse):
+                await pool.unload("a")
+            pool.unpoint("production")
+            await pool.unload("a")
+            assert not pool.resident()
+
+    run(test)
+
+
+@pytest.mark.parametrize("key", ["production", "versions/1", ""])
+def test_nothing_answers_for_what_is_not_loaded(key: str) -> None:
+    async def test() -> None:
+        async with pool_of() as pool:
+            with pytest.raises(NotReady):
+                pool.acquire(key)
+
+    run(test)
+
+
+def test_a_released_handle_gives_no_more_answers(loader: Callable[[int], Loader]) -> None:
+    async def test() -> None:
+        async with pool_of() as pool:
+            with await pool.ensure("a", loader(0)) as handle:
+                pass
+            with pytest.raises(RuntimeError, match="released"):
+                await handle.run(np.zeros((1, 8, 8, 3), np.uint8))
+
+    run(test)
+
+
+def test_statistics_tell_success_failure_and_abandonment_apart(images: Pixels) -> None:
+    class Failing(Slow):
+        def run(self, images: Pixels, outputs: Any = ("probabilities",)) -> Answers:
+            if images[0, 0, 0, 0] == 0:
+                raise MemoryError("too much")
+            return super().run(images, outputs)
+
+    async def test() -> None:
+        version = Failing()
+        async with pool_of(threads=1) as pool:
+            with await pool.ensure("a", lambda: Loaded(classifier=version, details=0)) as handle:
+                with pytest.raises(MemoryError):
+                    await handle.run(np.zeros((1, 8, 8, 3), np.uint8))
+                task = asyncio.create_task(handle.run(np.ones((1, 8, 8, 3), np.uint8)))
+                await asyncio.to_thread(version.running.wait)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                version.through.set()
+                await handle.run(np.ones((3, 8, 8, 3), np.uint8))
+            counts = pool.statistics()["a"]
+        assert (counts.success.count, counts.failure.count, counts.cancelled.count) == (1, 1, 1)
+        assert (counts.inferences, counts.executions) == (3, 1)
+        assert counts.infer.count == counts.queue.count == counts.decode.count == 1
+        assert counts.runs[3].count == 1
+        assert counts.last_inference > 0
+        assert 0 < counts.runs[3].ns <= counts.infer.ns <= counts.success.ns
+
+    assert len(images)
+    run(test)
+
+
+def test_counts_outlive_an_unload(loader: Callable[[int], Loader], images: Pixels) -> None:
+    async def test() -> None:
+        async with pool_of(spare=0) as pool:
+            for _ in range(2):
+                with await pool.ensure("a", loader(0)) as handle:
+                    await handle.run(images)
+            assert pool.statistics()["a"].inferences == 10
+
+    run(test)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("leaky", [False, True])
+def test_memory_comes_back_over_swaps_and_a_leak_would_be_seen(
+    leaky: bool, classifier: Opened, images: Pixels
+) -> None:
+    ballast = 2 * MEBIBYTE  # of float32: 8 MiB a version
+    leaked: list[Classifier] = []
+    sizes: list[int] = []
+
+    def load() -> Loaded[int]:
+        version = classifier(1, ballast=ballast)
+        if leaky:
+            leaked.append(version)
+        return Loaded(classifier=version, details=0)
+
+    async def test() -> None:
+        async with pool_of() as pool:
+            for swap in range(20):
+                with await pool.ensure(f"versions/{swap}", load) as handle:
+                    pool.point("production", f"versions/{swap}")
+                    await handle.run(images)
+                if swap >= 5:
+                    sizes.append(resident_bytes())
+
+    run(test)
+    growth = (sum(sizes[-3:]) - sum(sizes[:3])) / 3 / MEBIBYTE
+    assert (growth > 50) if leaky else (growth < 20)
