@@ -9,12 +9,12 @@ import numpy as np
 
 from acclimate_service.domain.calibration import Calibration, Estimate
 from acclimate_service.domain.evidence import Bools, Evidence, Floats, Paired
-from acclimate_service.domain.groups import Group, enlarged, groups, verdict_on
+from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
 from acclimate_service.domain.tolerance import Tolerance
 from acclimate_service.domain.verdict import Check, Decision
-from acclimate_service.domain.wording import at_worst, more_images, points, some
+from acclimate_service.domain.wording import at_worst, more_images, points, some, sure
 
 ACCURACY = "drop in accuracy"
 UNDECIDED = Decision.INCONCLUSIVE
@@ -39,10 +39,11 @@ def tolerance(policy: GuardPolicy, role: str, evidence: Evidence) -> Tolerance:
 
 def sound_probabilities(name: str, probabilities: Floats) -> Check | None:
     """A REJECT if any row is not a probability distribution, None if all are."""
-    rows = probabilities.astype(np.float64)
-    bad = ~np.isfinite(rows).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        bad |= (rows < -1e-6).any(axis=1) | (np.abs(rows.sum(axis=1) - 1) > 1e-2)
+    if not probabilities.size:
+        return None
+    with np.errstate(invalid="ignore"):  # a NaN or an infinity fails the sum's comparison
+        adds_up = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= 1e-2
+        bad = ~(adds_up & (probabilities.min(axis=1) >= -1e-6))
     if not bad.any():
         return None
     return _plain(
@@ -51,8 +52,8 @@ def sound_probabilities(name: str, probabilities: Floats) -> Check | None:
         unit="images without a probability distribution",
         observed=float(bad.sum()),
         limit=0.0,
-        n=len(rows),
-        message=f"{name}: for {bad.sum()} of {len(rows)} images the answer is not a probability "
+        n=len(bad),
+        message=f"{name}: for {bad.sum()} of {len(bad)} images the answer is not a probability "
         "distribution (NaN, infinite, negative, or not adding up to 1)",
     )
 
@@ -70,7 +71,7 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
     drop = (lost - gained) / n
 
     if allowed.within(lost, gained, n):
-        reason = f"{at_worst(interval[1])} with {1 - allowed.spent:.1%} confidence"
+        reason = f"{at_worst(interval[1])} with {sure(allowed.spent)} confidence"
         excluded = points(allowed.margin) if allowed.margin else "that it is no better"
         reason += f", which does not exclude {excluded}" if undecided else ""
     else:
@@ -130,8 +131,8 @@ def slices(
 
 
 def _parts(name: str, found: tuple[Group, ...], n: int, limit: float, level: float) -> Check:
-    harmed = [g for g in found if verdict_on(g, limit=limit, level=level) is Decision.REJECT]
-    alarming = [g for g in found if verdict_on(g, limit=limit, level=level) is UNDECIDED]
+    harmed = [g for g in found if weigh(g, limit=limit, level=level) is Decision.REJECT]
+    alarming = [g for g in found if weigh(g, limit=limit, level=level) is UNDECIDED]
     small = [group.name for group in found if not group.judged]
     needed = None
     if harmed:
@@ -198,7 +199,7 @@ def confidence(name: str, measured: Calibration, policy: GuardPolicy) -> tuple[C
 
 def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
     needed = None
-    seen = f"{name} changed by {rise.value:+.3f} (90 % bootstrap interval {rise.low:+.3f} to "
+    seen = f"{name} changed by {rise.value:+.3f} (90% bootstrap interval {rise.low:+.3f} to "
     seen += f"{rise.high:+.3f}, limit {limit:+g})"
     if rise.value <= limit:
         decision, message = Decision.ACCEPT, seen

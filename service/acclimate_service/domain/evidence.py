@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +57,12 @@ class Paired:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def before(self) -> Bools:
         """[N] whether the incumbent's top answer is right."""
         return _top_is(self.incumbent, self.labels)
 
-    @property
+    @cached_property
     def after(self) -> Bools:
         """[N] whether the candidate's top answer is right."""
         return _top_is(self.candidate, self.labels)

@@ -108,7 +108,7 @@ def groups(pairs: Paired, masks: Mapping[str, Bools], level: float) -> tuple[Gro
     )
 
 
-def verdict_on(group: Group, *, limit: float, level: float) -> Decision:
+def weigh(group: Group, *, limit: float, level: float) -> Decision:
     """REJECT for a loss over *limit* that is shown, INCONCLUSIVE for a drastic one that is not."""
     if group.drop > limit and group.p_adjusted <= level:
         return Decision.REJECT

@@ -105,7 +105,8 @@ def judge_first(
         return _conclude(policy, [unsound], 0, {})
     n = len(labels)
     counts = np.bincount(labels, minlength=1)
-    rate = max(float(counts.max()) / n if n else 1 / probabilities.shape[1], majority or 0.0)
+    most = float(counts.max()) / n if n else 1 / probabilities.shape[1]
+    rate = max(most, float(majority or 0.0))
     if not 0 < rate <= 1:
         raise InvalidSpec("majority must be a share in (0, 1]")
     found = [_beats_majority(policy, int(pairs.after.sum()), n, rate)]

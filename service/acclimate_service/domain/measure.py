@@ -34,6 +34,7 @@ def measure(
     return {
         "name": pairs.name,
         "n": len(pairs),
+        "looks_before": allowed.looks,
         "accuracy_before": share(int(pairs.before.sum()), len(pairs)),
         "accuracy_after": share(int(pairs.after.sum()), len(pairs)),
         "drop": {

@@ -10,7 +10,9 @@ from acclimate_service.domain.errors import InvalidSpec
 
 Preset = Literal["strict", "balanced", "exploratory"]
 
-# What each preset says otherwise than the defaults below, which are `balanced`.
+# What each preset says otherwise than the defaults below, which are `balanced`. A
+# published preset never changes: stored jobs hold their policy in full and are checked
+# against it when they are read. Other limits get another name.
 _PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "strict": {

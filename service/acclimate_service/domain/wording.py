@@ -20,6 +20,11 @@ def at_worst(high: float) -> str:
     return f"worse by at most {points(high)}"
 
 
+def sure(level: float) -> str:
+    """The confidence that goes with an error *level*: 97.0%, 99.97%, never a rounded 100%."""
+    return f"{1 - level:.{max(1, -math.floor(math.log10(100 * level)))}%}"
+
+
 def more_images(needed: int | None, n: int) -> str:
     """What to do about being undecided after *n* verify images."""
     if needed is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pydantic
 import pytest
 from tests.unit.domain.outcomes import paired
@@ -25,6 +28,16 @@ def test_every_limit_is_laxer_from_preset_to_preset() -> None:
     for name in ("class_minimum", "first_minimum"):
         assert strict[name] > balanced[name] > exploratory[name], name
     assert strict["target_goal"] == "better"
+
+
+def test_the_presets_are_the_published_ones() -> None:
+    """Stored jobs hold their limits; a preset that changed would make them overrides."""
+    guide = (Path(__file__).parents[3] / "docs" / "guard.md").read_text(encoding="utf-8")
+    published = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \|$", guide, re.MULTILINE)
+    assert {row[0] for row in published} == set(GuardPolicy.model_fields) - {"base", "reason"}
+    for column, name in enumerate(PRESETS, start=1):
+        values = {row[0]: row[column] for row in published}
+        assert GuardPolicy.model_validate({**values, "base": name}) == GuardPolicy.preset(name)
 
 
 @pytest.mark.parametrize("name", PRESETS)
