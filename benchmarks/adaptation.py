@@ -35,8 +35,8 @@ from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
 from acclimate_service.training.auto import Outcome, adapt
 from acclimate_service.training.cache import Cache
+from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed, Part, Stock, prepare
-from acclimate_service.training.finetune import Effort
 from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.measure import Scores, evaluate
 from acclimate_service.training.network import Network

@@ -15,10 +15,12 @@ from typing import Protocol
 import pydantic
 
 from acclimate_service.domain.job import EventKind, Phase
+from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.diagnosis import Failure, Finding, forgetting, underfitting
-from acclimate_service.training.finetune import Candidate, Effort, tune
+from acclimate_service.training.finetune import fill, tune
 from acclimate_service.training.interpolate import ALPHAS, Blend, Tolerance, blend
+from acclimate_service.training.measure import Standing, stand
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
@@ -113,6 +115,12 @@ def adapt(
     """
     kept = checkpoints or NoCheckpoints()
     incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+    planned = _fixed(strategy) if strategy != "auto" else None
+    enter(Phase.PREPARING, "trunk")
+    expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])
+    boundaries = sorted({one.boundary(network) for one in expected} | {len(network.stages)})
+    fill(trunk, stock, expected[-1], boundaries)
+    standing = stand(trunk, stock, boundary=len(network.stages), run=run)
     engine = _Engine(
         network=network,
         stock=stock,
@@ -124,9 +132,9 @@ def adapt(
         checkpoints=kept,
         enter=enter,
         incumbent=incumbent,
+        standing=standing,
     )
     trials: list[Trial] = []
-    planned = _fixed(strategy) if strategy != "auto" else None
     while (step := next_strategy(trials, planned=planned, run=run)) is not None:
         chosen, why = step
         run.tell(EventKind.DECISION, f"trying {chosen.name}: {why}", strategy=chosen.name)
@@ -205,6 +213,7 @@ class _Engine:
     checkpoints: Checkpoints
     enter: Callable[[Phase, str], None]
     incumbent: State
+    standing: Standing
 
     def trial(self, strategy: Strategy, before: Sequence[Trial]) -> Trial:
         """Tune and blend, or take up what a checkpoint kept of either."""
@@ -221,9 +230,8 @@ class _Engine:
         stages = strategy.trained(self.network)
         names = ",".join(self.network.stage_names[i] for i in stages)
         self.enter(Phase.TUNING if stages else Phase.PROBING, names or "head")
-        start = self.incumbent
-        if strategy.head_first and before:
-            start = start | before[0].candidate.state
+        start = before[0].candidate.state if strategy.head_first and before else {}
+        restore(self.network, self.incumbent)
         candidate = tune(
             self.network,
             strategy,
@@ -239,16 +247,21 @@ class _Engine:
     def _blend(self, candidate: Candidate, before: Sequence[Trial], key: str) -> Blend:
         if (saved := self.checkpoints.load(key)) is not None:
             return Blend.resumed(*saved)
-        origin, alphas = self.incumbent, ALPHAS
+        origin, standing = self.incumbent, self.standing
+        alphas: Sequence[float] = ALPHAS
         if self.bootstrap:
             # A new head at random is no end of a line; the probe's is.
             origin = origin | (before[0].candidate.state if before else candidate.state)
             alphas = ALPHAS if before else (1.0,)
-        restore(self.network, origin)
+            restore(self.network, origin)
+            standing = stand(
+                self.trunk, self.stock, boundary=len(self.network.stages), run=self.run
+            )
         blended = blend(
             self.network,
             candidate,
             origin=origin,
+            before=standing,
             stock=self.stock,
             trunk=self.trunk,
             tolerance=self.tolerance,

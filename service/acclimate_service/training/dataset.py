@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from acclimate_service.domain.errors import InvalidSpec, NotEnoughExamples
 from acclimate_service.training.run import numpy_rng
 
-PLAIN = -1  # the view without augmentation: what the served model sees
+PLAIN = 0  # the view without augmentation: what the served model sees
 
 # A handful of images would make epochs of one step; one that short measures nothing.
 MIN_STEPS = 8
@@ -157,22 +157,23 @@ def _carve(source: Listed) -> tuple[Listed, Listed | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Which images one step shows, each as which of its views."""
+    """Which images one step shows: new ones, each as one of its views, and replayed ones."""
 
     train: Indices
-    train_views: Indices
+    views: Indices
     replay: Indices
-    replay_views: Indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """The order of showing: a pure function of the seed and the epoch.
 
-    A step holds ``batch_size`` images, of which ``replay_share`` are replayed ones,
-    each seen as one of its ``views``. An epoch shows every new image once, or as
-    often as it takes to fill ``MIN_STEPS`` steps. With ``balance`` b in [0, 1] an
-    image of a label with n images is shown in proportion to n^-b instead.
+    A step holds ``batch_size`` images, of which ``replay_share`` are replayed ones.
+    A new image is seen as any of its ``views``, the first of which is the plain one;
+    a replayed one always plain, as it is not there to be learnt. An epoch shows every
+    new image once, or as often as it takes to fill ``MIN_STEPS`` steps. With
+    ``balance`` b in [0, 1] an image of a label with n images is shown in proportion
+    to n^-b instead.
     """
 
     train: Listed
@@ -205,20 +206,18 @@ class Order:
         rng = numpy_rng(self.seed, "order", number)
         full = -(-len(self.train) // self.fresh) >= MIN_STEPS
         train = self._draw(len(self.train) if full else self.steps * self.fresh, rng)
-        train_views = rng.integers(self.views, size=len(train))
+        views = rng.integers(self.views, size=len(train))
         slots = self.steps * self.replayed
         replay = np.empty(0, dtype=np.int64)
         if self.replay is not None and slots:
             replay = _cycle(len(self.replay), slots, rng)
-        replay_views = rng.integers(self.views, size=len(replay))
         for step in range(self.steps):
             new = slice(step * self.fresh, (step + 1) * self.fresh)
             again = slice(step * self.replayed, (step + 1) * self.replayed)
             yield Step(
                 train=train[new],
-                train_views=train_views[new],
+                views=views[new],
                 replay=replay[again],
-                replay_views=replay_views[again],
             )
 
     def _draw(self, slots: int, rng: np.random.Generator) -> Indices:

@@ -10,17 +10,17 @@ out, and goes back to the last good weights at a lower rate when it turns unstab
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
-import pydantic
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import PLAIN, Order, Step, Stock
 from acclimate_service.training.diagnosis import (
     Epoch,
@@ -32,6 +32,7 @@ from acclimate_service.training.diagnosis import (
 )
 from acclimate_service.training.measure import evaluate
 from acclimate_service.training.network import Network
+from acclimate_service.training.objective import Objective
 from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
 from acclimate_service.training.run import Run, seed_of
 from acclimate_service.training.strategies import BatchNorm, Strategy
@@ -40,54 +41,6 @@ from acclimate_service.training.trunk import Shown, Trunk
 DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
 PATIENCE = 5  # evaluations without a lower select loss
-TEMPERATURE = 2.0  # of the distilled answers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How long and in what portions to train."""
-
-    epochs: int = 15
-    batch_size: int = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """What one strategy made of the network.
-
-    ``state`` holds the tensors of the trained stages and the head, and no others;
-    ``best_epoch`` counts from 1 the epoch that they come from.
-    """
-
-    strategy: str
-    stages: tuple[str, ...]
-    boundary: int
-    state: State
-    history: tuple[Epoch, ...]
-    findings: tuple[Finding, ...]
-    best_epoch: int
-    micro_batch: int
-    seconds: float
-
-    def summary(self) -> dict[str, pydantic.JsonValue]:
-        """For a checkpoint or a report: everything but the tensors."""
-        return {
-            "strategy": self.strategy,
-            "stages": list(self.stages),
-            "boundary": self.boundary,
-            "best_epoch": self.best_epoch,
-            "micro_batch": self.micro_batch,
-            "seconds": self.seconds,
-            "history": [asdict(epoch) for epoch in self.history],
-            "findings": [
-                {**asdict(finding), "failure": finding.failure.value} for finding in self.findings
-            ],
-        }
-
-    @classmethod
-    def resumed(cls, summary: dict[str, pydantic.JsonValue], state: State) -> Candidate:
-        """The candidate whose :meth:`summary` and state were kept in a checkpoint."""
-        return pydantic.TypeAdapter(cls).validate_python({**summary, "state": state})
 
 
 def tune(
@@ -100,9 +53,12 @@ def tune(
     effort: Effort,
     run: Run,
 ) -> Candidate:
-    """Train what the strategy moves, from *start*, which holds the whole network.
+    """Train what the strategy moves. The network is left at the candidate's weights.
 
-    Leaves the network at the candidate's weights.
+    Args:
+        network: holds the incumbent, whose answers some strategies distil.
+        start: the tensors to start from that are not the incumbent's, such as the
+            head of a probe.
 
     Raises:
         Cancelled: the job was asked to stop.
@@ -112,6 +68,20 @@ def tune(
         network, strategy, start=start, stock=stock, trunk=trunk, effort=effort, run=run
     )
     return tuning.candidate()
+
+
+def fill(trunk: Trunk, stock: Stock, strategy: Strategy, boundaries: Sequence[int]) -> None:
+    """Keep what the strategy will read at these boundaries, as far as the cache's budget goes.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+    """
+    views = range(trunk.views if strategy.augment else 1)
+    trunk.fill(Shown.all(stock.train, views), boundaries)
+    replay = stock.replay if strategy.replay_share else None
+    for source in (replay, stock.select, stock.source_select):
+        if source is not None:
+            trunk.fill(Shown.plain(source), boundaries)
 
 
 class _Tuning:
@@ -134,11 +104,12 @@ class _Tuning:
         self.trunk = trunk
         self.run = run
         self.began = run.clock()
-        restore(network, start)
         self.trained = strategy.trained(network)
         self.boundary = strategy.boundary(network)
+        distils = strategy.distil or strategy.distil_replay
+        teacher = copy.deepcopy(network).eval() if distils else None
+        restore(network, start)
         self.epochs = max(1, round(effort.epochs * strategy.effort))
-        self.micro_batch = effort.batch_size
         self.order = Order(
             train=stock.train,
             replay=stock.replay,
@@ -148,7 +119,15 @@ class _Tuning:
             views=trunk.views if strategy.augment else 1,
             seed=run.seed,
         )
-        self.teacher = copy.deepcopy(network).eval() if strategy.distil else None
+        self.objective = Objective(
+            network,
+            strategy,
+            teacher=teacher,
+            boundary=self.boundary,
+            micro_batch=effort.batch_size,
+            run=run,
+        )
+        self.rate = effort.rate
         self.history: list[Epoch] = []
         self.findings: list[Finding] = []
 
@@ -156,7 +135,7 @@ class _Tuning:
 
     def candidate(self) -> Candidate:
         """Fill the cache, train epoch by epoch, keep the best."""
-        self._fill()
+        fill(self.trunk, self.stock, self.strategy, [self.boundary])
         # Dropout and stochastic depth draw from the global generator.
         devices = [self.run.device] if self.run.on_cuda else []
         with torch.random.fork_rng(devices):
@@ -176,25 +155,12 @@ class _Tuning:
             history=tuple(self.history),
             findings=tuple(self.findings),
             best_epoch=best_epoch,
-            micro_batch=self.micro_batch,
+            micro_batch=self.objective.micro_batch,
             seconds=self.run.clock() - self.began,
         )
 
-    def _fill(self) -> None:
-        views = [PLAIN]
-        if self.strategy.augment:
-            views = list(range(self.trunk.views))
-        sources = [self.stock.train]
-        if self.order.replayed and self.stock.replay is not None:
-            sources.append(self.stock.replay)
-        for source in sources:
-            self.trunk.fill(Shown.all(source, views), [self.boundary])
-        for held_out in (self.stock.select, self.stock.source_select):
-            if held_out is not None:
-                self.trunk.fill(Shown.plain(held_out), [self.boundary])
-
     def _train(self) -> tuple[State, int]:
-        optimiser = self._optimiser(damping=1.0)
+        optimiser = self._optimiser(damping=self.rate)
         good = best = snapshot(self.network, self.trained)
         best_loss, best_epoch, epoch, restores = float("inf"), 0, 0, 0
         while epoch < self.epochs and self._time_for_another(epoch):
@@ -239,7 +205,7 @@ class _Tuning:
         for number, (step, x) in enumerate(self._batches(epoch)):
             self.run.check()
             labels = self._labels(step).to(x.device)
-            loss, hits = self._gradients(optimiser, x, labels, new=len(step.train))
+            loss, hits = self.objective.gradients(x, labels, new=len(step.train))
             norm = float(optimiser.gradient_norm())
             if trouble := stability.observe(loss, norm):
                 return trouble
@@ -262,74 +228,17 @@ class _Tuning:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Step, Tensor]]:
         steps = list(self.order.epoch(epoch))
-        if not self.strategy.augment:
-            steps = [
-                replace(
-                    step,
-                    train_views=step.train_views * 0 + PLAIN,
-                    replay_views=step.replay_views * 0 + PLAIN,
-                )
-                for step in steps
-            ]
         return zip(steps, self.trunk.read(self.boundary, map(self._parts, steps)), strict=True)
 
     def _parts(self, step: Step) -> list[Shown]:
-        parts = [Shown(source=self.stock.train, indices=step.train, views=step.train_views)]
+        parts = [Shown(source=self.stock.train, indices=step.train, views=step.views)]
         if len(step.replay) and self.stock.replay is not None:
-            parts.append(
-                Shown(source=self.stock.replay, indices=step.replay, views=step.replay_views)
-            )
+            plain = np.full_like(step.replay, PLAIN)
+            parts.append(Shown(source=self.stock.replay, indices=step.replay, views=plain))
         return parts
 
     def _labels(self, step: Step) -> Tensor:
         return torch.cat([part.labels() for part in self._parts(step)])
-
-    def _gradients(
-        self, optimiser: Optimiser, x: Tensor, labels: Tensor, *, new: int
-    ) -> tuple[float, int]:
-        """Gradients of one step's mean loss; that loss, and how many new images were right."""
-        while True:
-            optimiser.clear()
-            try:
-                return self._accumulate(x, labels, new=new)
-            except torch.OutOfMemoryError:
-                if self.micro_batch <= 1:
-                    raise
-                self._halve()
-
-    def _accumulate(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
-        total = torch.zeros((), device=x.device)
-        right = torch.zeros((), dtype=torch.long, device=x.device)
-        for start in range(0, len(x), self.micro_batch):
-            part = slice(start, start + self.micro_batch)
-            logits, loss = self._loss(x[part], labels[part])
-            share = len(logits) / len(x)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * share
-            fresh = max(0, min(new - start, len(logits)))
-            right += (logits[:fresh].argmax(dim=1) == labels[part][:fresh]).sum()
-        return float(total), int(right)
-
-    def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
-            logits = self.network.forward_from(self.boundary, x).float()
-        smoothing = self.strategy.label_smoothing
-        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if self.teacher is not None:
-            loss = loss + self.strategy.distil * self._distillation(logits, x)
-        return logits, loss
-
-    def _distillation(self, logits: Tensor, x: Tensor) -> Tensor:
-        """LwF (Li and Hoiem, arXiv:1606.09282): T^2 KL(incumbent || candidate) at temperature T."""
-        assert self.teacher is not None
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
-            wanted = self.teacher.forward_from(self.boundary, x).float()
-        return TEMPERATURE**2 * functional.kl_div(
-            functional.log_softmax(logits / TEMPERATURE, dim=1),
-            functional.log_softmax(wanted / TEMPERATURE, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
 
     # ── between epochs ───────────────────────────────────────────────────────
 
@@ -387,16 +296,6 @@ class _Tuning:
     def _optimiser(self, *, damping: float) -> Optimiser:
         self.stability = Stability()
         return Optimiser(self.network, self.strategy, damping=damping, fused=self.run.on_cuda)
-
-    def _halve(self) -> None:
-        self.micro_batch = max(1, self.micro_batch // 2)
-        if self.run.on_cuda:
-            torch.cuda.empty_cache()
-        self.run.tell(
-            EventKind.WARNING,
-            f"out of memory: each step now goes through in parts of {self.micro_batch} images",
-            micro_batch=self.micro_batch,
-        )
 
     def _unfreeze(self, epoch: int) -> None:
         """Let the strategy's stages move; with gradual unfreezing, as many as are due."""

@@ -13,15 +13,15 @@ import pydantic
 import torch
 
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import Stock
-from acclimate_service.training.finetune import Candidate
-from acclimate_service.training.measure import Change, Scores, evaluate
+from acclimate_service.training.measure import Change, Standing, stand
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Trunk
 
-ALPHAS = tuple(i / 10 for i in range(11))
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ def blend(
     candidate: Candidate,
     *,
     origin: State,
+    before: Standing,
     stock: Stock,
     trunk: Trunk,
     tolerance: Tolerance,
@@ -117,22 +118,20 @@ def blend(
 ) -> Blend:
     """Measure the line on the select images and choose a point. The network is left there.
 
+    Args:
+        origin: where the line begins: the incumbent's tensors.
+        before: how the incumbent does.
+        alphas: the points to measure; the incumbent, 0, is among them in any case.
+
     Raises:
         Cancelled: the job was asked to stop.
     """
-    measured: dict[float, tuple[Scores | None, Scores | None]] = {}
+    measured = {0.0: before}
     for alpha in alphas:
-        restore(network, mix(origin, candidate.state, alpha))
-        network.eval()
-        target, source = (
-            None
-            if images is None
-            else evaluate(trunk, images, boundary=candidate.boundary, run=run)
-            for images in (stock.select, stock.source_select)
-        )
-        measured[alpha] = target, source
-    first = measured[alphas[0]]
-    curve = tuple(_point(alpha, *measured[alpha], *first) for alpha in alphas)
+        if alpha > 0:
+            restore(network, mix(origin, candidate.state, alpha))
+            measured[alpha] = stand(trunk, stock, boundary=candidate.boundary, run=run)
+    curve = tuple(_point(alpha, standing, before) for alpha, standing in measured.items())
     alpha, reason = choose(curve, tolerance)
     state = mix(origin, candidate.state, alpha)
     restore(network, state)
@@ -165,17 +164,12 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     )
 
 
-def _point(
-    alpha: float,
-    target: Scores | None,
-    source: Scores | None,
-    first_target: Scores | None,
-    first_source: Scores | None,
-) -> Point:
+def _point(alpha: float, now: Standing, before: Standing) -> Point:
+    target, source = now.target, now.source
     return Point(
         alpha=alpha,
-        target=target.since(first_target) if target and first_target else None,
+        target=target.since(before.target) if target and before.target else None,
         target_accuracy=target.accuracy if target else None,
         target_nll=target.mean_nll if target else None,
-        source=source.since(first_source) if source and first_source else None,
+        source=source.since(before.source) if source and before.source else None,
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pydantic
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from acclimate_service.training.dataset import Listed
+from acclimate_service.training.dataset import Listed, Stock
 from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Shown, Trunk
 
@@ -46,15 +47,24 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Per image: whether the answer is right, bool [N], and its negative log-likelihood [N]."""
+    """Per image: the margin [N] and the negative log-likelihood [N] of the true label.
 
-    correct: NDArray[np.bool_]
+    The margin is its logit less the highest other one: the answer is right where the
+    margin is positive.
+    """
+
+    margin: NDArray[np.float64]
     nll: NDArray[np.float64]
 
     @property
     def images(self) -> int:
         """N."""
-        return len(self.correct)
+        return len(self.margin)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each answer is right, bool [N]."""
+        return self.margin > 0
 
     @property
     def accuracy(self) -> float:
@@ -95,16 +105,43 @@ def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores
     training = network.training
     network.eval()
     shown = Shown.plain(source)
-    correct, nll = [], []
+    margin, nll = [], []
     with torch.no_grad():
         batches = trunk.read(boundary, ([part] for part in shown.chunks(EVALUATION_BATCH)))
         for part, x in zip(shown.chunks(EVALUATION_BATCH), batches, strict=True):
             with torch.autocast("cuda", torch.bfloat16, enabled=run.on_cuda):
                 logits = network.forward_from(boundary, x).float()
             labels = part.labels().to(logits.device)
-            correct.append((logits.argmax(dim=1) == labels).cpu().numpy())
+            margin.append(_margins(logits, labels).double().cpu().numpy())
             losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             nll.append(losses.double().cpu().numpy())
             run.check()
     network.train(training)
-    return Scores(correct=np.concatenate(correct), nll=np.concatenate(nll))
+    return Scores(margin=np.concatenate(margin), nll=np.concatenate(nll))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Scores of one network on both kinds of select images; None where there are none."""
+
+    target: Scores | None
+    source: Scores | None
+
+
+def stand(trunk: Trunk, stock: Stock, *, boundary: int, run: Run) -> Standing:
+    """Score the network as it is now on the select images of the target and of the source.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+    """
+    target, source = (
+        None if images is None else evaluate(trunk, images, boundary=boundary, run=run)
+        for images in (stock.select, stock.source_select)
+    )
+    return Standing(target=target, source=source)
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return (own - others.amax(dim=1, keepdim=True)).squeeze(1)

@@ -74,10 +74,6 @@ class Optimiser:
         self._kept: list[Tensor] = []
         self._steps = 0
 
-    def clear(self) -> None:
-        """Forget the gradients."""
-        self._adam.zero_grad(set_to_none=True)
-
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients, after which they are clipped to the strategy's largest."""
         return nn.utils.clip_grad_norm_(self.parameters, self.strategy.clip)

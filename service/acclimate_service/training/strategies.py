@@ -51,7 +51,8 @@ class Strategy:
     clip: float = 5.0  # largest norm of the gradient
     ema: float = 0.95  # of the weights, per step; 0 is none
     l2sp: float = 0.0  # pull per step to the starting point (L2-SP, arXiv:1802.01483)
-    distil: float = 0.0  # weight of the incumbent's answers (LwF, arXiv:1606.09282)
+    distil: float = 0.0  # weight of the incumbent's answers on new images (LwF)
+    distil_replay: float = 0.0  # the same on replayed ones (as in DER, arXiv:2004.07211)
     replay_share: float = 0.5  # of each step's images, where there is replay
     balance: float = 0.5  # of rare labels: 0 as they come, 1 all alike
     batch_norm: BatchNorm = BatchNorm.FROZEN
@@ -111,7 +112,8 @@ STRATEGIES = {
 
 
 MODIFIERS = {
-    "lwf": ("distil the incumbent's answers", {"distil": 1.0}),
+    "lwf": ("distil the incumbent's answers on new images", {"distil": 1.0}),
+    "der": ("distil the incumbent's answers on replayed images", {"distil_replay": 1.0}),
     "l2sp": ("pull to the weights that it started from", {"l2sp": 0.02}),
     "no-replay": ("without replayed images", {"replay_share": 0.0}),
     "no-ema": ("without averaged weights", {"ema": 0.0}),

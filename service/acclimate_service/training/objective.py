@@ -1,0 +1,113 @@
+"""The loss of a step and its gradients, in parts that fit the memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from acclimate_service.domain.job import EventKind
+from acclimate_service.training.network import Network
+from acclimate_service.training.run import Run
+from acclimate_service.training.strategies import Strategy
+
+TEMPERATURE = 2.0  # of the distilled answers
+
+
+class Objective:
+    """What a strategy minimises over a batch of activations at the trunk's boundary.
+
+    ``teacher`` is the incumbent, where its answers are distilled. ``micro_batch``
+    halves each time that memory runs out. With BatchNorm frozen, parts add up to
+    exactly the whole.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        strategy: Strategy,
+        *,
+        teacher: Network | None,
+        boundary: int,
+        micro_batch: int,
+        run: Run,
+    ) -> None:
+        self.network = network
+        self.strategy = strategy
+        self.boundary = boundary
+        self.micro_batch = micro_batch
+        self.run = run
+        self.teacher = teacher
+
+    def gradients(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
+        """Leave the gradients of one step's mean loss in the network.
+
+        Args:
+            x: activations at the boundary, the *new* images' before the replayed ones'.
+            labels: int64 [N].
+
+        Returns:
+            The loss in nats, and how many of the new images were answered right.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        while True:
+            self.network.zero_grad(set_to_none=True)
+            try:
+                return self._accumulate(x, labels, new=new)
+            except torch.OutOfMemoryError:
+                if self.micro_batch <= 1:
+                    raise
+                self._halve()
+
+    def _accumulate(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
+        total = torch.zeros((), device=x.device)
+        right = torch.zeros((), dtype=torch.long, device=x.device)
+        for start in range(0, len(x), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            fresh = max(0, min(new - start, len(labels[part])))
+            logits, loss = self._loss(x[part], labels[part], fresh=fresh)
+            share = len(logits) / len(x)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+            right += (logits[:fresh].argmax(dim=1) == labels[part][:fresh]).sum()
+        return float(total), int(right)
+
+    def _loss(self, x: Tensor, labels: Tensor, *, fresh: int) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
+            logits = self.network.forward_from(self.boundary, x).float()
+        smoothing = self.strategy.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.teacher is not None:
+            weights = logits.new_full((len(logits),), self.strategy.distil_replay)
+            weights[:fresh] = self.strategy.distil
+            loss = loss + (weights * self._distillation(logits, x)).mean()
+        return logits, loss
+
+    def _distillation(self, logits: Tensor, x: Tensor) -> Tensor:
+        """LwF (Li and Hoiem, arXiv:1606.09282): T^2 KL(incumbent || candidate), for each image.
+
+        The incumbent may have fewer labels: those that are new are left out.
+        """
+        assert self.teacher is not None
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
+            wanted = self.teacher.forward_from(self.boundary, x).float()
+        known = wanted.shape[1]
+        divergence = functional.kl_div(
+            functional.log_softmax(logits[:, :known] / TEMPERATURE, dim=1),
+            functional.log_softmax(wanted / TEMPERATURE, dim=1),
+            reduction="none",
+            log_target=True,
+        )
+        return TEMPERATURE**2 * divergence.sum(dim=1)
+
+    def _halve(self) -> None:
+        self.micro_batch = max(1, self.micro_batch // 2)
+        if self.run.on_cuda:
+            torch.cuda.empty_cache()
+        self.run.tell(
+            EventKind.WARNING,
+            f"out of memory: each step now goes through in parts of {self.micro_batch} images",
+            micro_batch=self.micro_batch,
+        )
