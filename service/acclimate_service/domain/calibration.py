@@ -79,7 +79,8 @@ def calibration(pairs: Paired, *, seed: int = 0) -> Calibration | None:
     drawn = []
     for start in range(0, _RESAMPLES, rows):
         count = min(rows, _RESAMPLES - start)
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=count)
+        images = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        weights = np.bincount(images.ravel(), minlength=count * n).reshape(count, n)
         drawn.append(_read(weights @ columns / n))
     sample = np.concatenate(drawn)
     low, high = np.quantile(sample, [0.05, 0.95], axis=0)
