@@ -84,7 +84,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.DeleteModelVersionRequest, context: Context
     ) -> empty_pb2.Empty:
         name = VersionName.parse(request.name)
-        await self._lane.run(self._store.registry.delete_version, name)
+        await self._served.delete(name)
         structlog.get_logger(__name__).info("version deleted", version=str(name))
         return empty_pb2.Empty()
 

@@ -11,6 +11,7 @@ store alone: ``catch_up`` reads those moves and makes them here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 
@@ -22,6 +23,7 @@ from acclimate_service.domain.errors import (
     NoIncumbent,
     NotReady,
     ServiceError,
+    VersionInUse,
 )
 from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
@@ -150,6 +152,19 @@ class Served:
         async with self._locks[alias.model]:
             await self._lane.run(self._store.registry.delete_alias, alias, who=who, why=why)
             await self._unpoint(alias)
+
+    async def delete(self, version: VersionName) -> None:
+        """Delete a version; once its last request has ended it is unloaded.
+
+        Raises:
+            VersionNotFound: there is no such version.
+            VersionInUse: an alias, a job or another version needs it.
+        """
+        await self._lane.run(self._store.registry.delete_version, version)
+        # In use here, an alias has left it in the store and is about to leave it here;
+        # the pool drops it then.
+        with contextlib.suppress(VersionInUse):
+            await self._pool.unload(str(version))
 
     # ── following ────────────────────────────────────────────────────────────
 

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from grpc_reflection.v1alpha import reflection_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.integration.rpc_server import Service, domain, explained, refusal
+
+from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
+from acclimate_service.rpc.server import SERVICES
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_every_service(service: Service, version: str) -> None:
+    ask = service.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    answers = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]), timeout=10)
+    listed = {found.name for found in next(answers).list_services_response.service}
+    assert {*SERVICES, "grpc.health.v1.Health"} <= listed
+
+
+@pytest.mark.parametrize("name", ["", *SERVICES])
+def test_a_ready_server_is_serving(service: Service, name: str) -> None:
+    assert service.health(name) == "SERVING"
+
+
+def test_the_health_of_an_unknown_model_is_not_found(service: Service) -> None:
+    code, _ = refusal(lambda: service.health("models/nobody"))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(service: Service) -> None:
+    for method in ("/acclimate.v1.AdaptationService/GetDomain", "/grpc.health.v1.Health/Check"):
+        call = service.channel.unary_unary(method)
+        code, info = refusal(lambda call=call: call(b"\xff\xff\xff", timeout=10))
+        assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+def test_a_message_that_nests_too_deeply_is_an_invalid_argument(service: Service) -> None:
+    value = b"\x1a\x00"
+    for _ in range(200):  # Value.list_value.values, again and again
+        inner = b"\x0a" + _varint(len(value)) + value
+        value = b"\x32" + _varint(len(inner)) + inner
+    entry = b"\x0a\x01a\x12" + _varint(len(value)) + value
+    struct = b"\x0a" + _varint(len(entry)) + entry
+    spec = b"\x5a" + _varint(len(struct)) + struct
+    request = b"\x1a" + _varint(len(spec)) + spec
+    call = service.channel.unary_unary("/acclimate.v1.AdaptationService/CreateAdaptationJob")
+    code, info = refusal(lambda: call(request, timeout=10))
+    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def test_what_does_not_exist_is_not_found_with_a_reason(service: Service) -> None:
+    code, info = refusal(
+        lambda: service.adaptation.GetDomain(
+            adaptation_pb2.GetDomainRequest(name="domains/nowhere"), timeout=10
+        )
+    )
+    assert (code, info.reason, info.domain) == (
+        grpc.StatusCode.NOT_FOUND,
+        "NOT_FOUND",
+        "acclimate.dev",
+    )
+
+
+def test_a_domain_is_made_once_per_request_id(service: Service) -> None:
+    request = adaptation_pb2.CreateDomainRequest(
+        domain_id="once", labels=["a", "b"], request_id="make-once"
+    )
+    first = service.adaptation.CreateDomain(request, timeout=10)
+    assert service.adaptation.CreateDomain(request, timeout=10) == first
+    request.labels.append("c")
+    code, info = refusal(lambda: service.adaptation.CreateDomain(request, timeout=10))
+    assert (code, info.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+
+
+def test_pages_of_a_list_follow_on_each_other(service: Service) -> None:
+    made = {domain(service, f"paged-{number}") for number in range(5)}
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = service.adaptation.ListDomains(
+            adaptation_pb2.ListDomainsRequest(page_size=2, page_token=token), timeout=10
+        )
+        seen += [item.name for item in page.domains]
+        token = page.next_page_token
+        if not token:
+            break
+    assert made <= set(seen)
+    assert len(seen) == len(set(seen))
+
+
+# ── anything at all may be sent ──────────────────────────────────────────────
+
+WORDS = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        [
+            "",
+            "models/m",
+            "models/../../etc/passwd",
+            "models/m/versions/1",
+            "models/m/aliases/production",
+            "domains/d",
+            "domains/d/batches/b",
+            "jobs/j",
+            "a\nb",
+            "\x00",
+            "domains/%2e%2e",
+            "x" * 5000,
+        ]
+    ),
+)
+
+
+SCALARS: dict[int, st.SearchStrategy[Any]] = {
+    FieldDescriptor.CPPTYPE_STRING: WORDS,
+    FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: st.integers(-2, 200),
+    FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+    FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
+    FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
+}
+
+
+@st.composite
+def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 4) -> Message:
+    """A message of *kind* with some of its fields set to anything that they can hold."""
+    message = message_factory.GetMessageClass(kind)()
+    for field in kind.fields:
+        if depth == 0 or not draw(st.booleans()):
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            entry = getattr(message, field.name)[draw(WORDS)]
+            entry.MergeFrom(draw(messages(field.message_type.fields[1].message_type, depth - 1)))
+        elif field.message_type is not None:
+            value = draw(messages(field.message_type, depth - 1))
+            target = getattr(message, field.name)
+            (target.add() if field.is_repeated else target).MergeFrom(value)
+            if not field.is_repeated:
+                target.SetInParent()
+        else:
+            strategy = SCALARS[field.cpp_type]
+            if field.type == FieldDescriptor.TYPE_BYTES:
+                strategy = st.binary(max_size=40)
+            if field.is_repeated:
+                getattr(message, field.name).extend(draw(st.lists(strategy, max_size=3)))
+            else:
+                setattr(message, field.name, draw(strategy))
+    return message
+
+
+METHODS = [
+    method
+    for module in (adaptation_pb2, registry_pb2, inference_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@given(drawn=st.data())
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+def test_whatever_is_sent_is_answered_or_refused_with_a_reason(
+    service: Service, method: MethodDescriptor, drawn: st.DataObject
+) -> None:
+    sent = drawn.draw(
+        st.lists(
+            messages(method.input_type), min_size=1, max_size=4 if method.client_streaming else 1
+        )
+    )
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    raw = [message.SerializeToString() for message in sent]
+    refused = None
+    try:
+        if method.client_streaming and method.server_streaming:
+            list(service.channel.stream_stream(path)(iter(raw), timeout=10))
+        elif method.client_streaming:
+            service.channel.stream_unary(path)(iter(raw), timeout=10)
+        elif method.server_streaming:
+            list(service.channel.unary_stream(path)(raw[0], timeout=10))
+        else:
+            service.channel.unary_unary(path)(raw[0], timeout=10)
+    except grpc.RpcError as error:
+        refused = error
+    if refused is not None:
+        code, info = explained(refused)
+        assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), refused
+        assert info.reason, refused
