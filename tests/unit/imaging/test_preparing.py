@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from acclimate_service.domain.model import Preprocessing
@@ -75,6 +77,26 @@ def test_every_shape_of_image_gives_the_input_s_shape(shape: tuple[int, int], cr
     assert found.shape == (224, 224, 3)
     assert found.dtype == np.uint8
     assert found.flags.writeable
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    size=st.integers(16, 96),
+    crop=st.floats(0.11, 1),
+    interpolation=st.sampled_from(sorted(FILTERS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_grey_image_stays_grey_whatever_is_cut_out_of_it(
+    shape: tuple[int, int], size: int, crop: float, interpolation: str, seed: int
+) -> None:
+    preprocessing = Preprocessing(size=size, crop=crop, interpolation=interpolation)
+    grey = np.full((*shape, 3), 119, np.uint8)
+    expected = np.full((size, size, 3), 119, np.uint8)
+    assert np.array_equal(prepare(grey, preprocessing), expected)
+    rng, augment = np.random.default_rng(seed), Augmentation(area=(0.01, 1.0), flip=True)
+    view = prepare_view(grey, preprocessing, rng=rng, augment=augment)
+    assert np.array_equal(view, expected)
 
 
 def test_serving_and_training_see_the_same_bits() -> None:
