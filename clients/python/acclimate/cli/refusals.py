@@ -60,7 +60,8 @@ class Refusals(TyperGroup):
         except errors.AcclimateError as error:
             message = error.message
             if isinstance(error, errors.Unavailable) and error.reason == "UNAVAILABLE":
-                message = f"the service does not answer ({message}); start it with `acclimate up`"
+                why = message.rpartition(": ")[2]  # gRPC tells every address it tried before that
+                message = f"the service does not answer ({why}); start it with `acclimate up`"
             complain(error.reason, message)
             raise typer.Exit(exit_of(error)) from None
         except OSError as error:
