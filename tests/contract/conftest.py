@@ -35,7 +35,7 @@ class Place:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Where a test's store lies: in memory, if that can be, since every commit is synced."""
-    memory = Path("/dev/shm")
+    memory = Path("/dev/shm")  # noqa: S108 - the name below it is made up
     if not os.access(memory, os.W_OK):
         yield tmp_path
         return

@@ -104,8 +104,12 @@ def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Stor
     blobs = Blobs(blob_root)
     engine = open_engine(url)
     database = Database(engine, clock)
-    with _prepared(engine):
-        database.write(_migrate)
+    try:
+        with _prepared(engine):
+            database.write(_migrate)
+    except BaseException:
+        database.close()
+        raise
     return Store(
         database=database,
         blobs=blobs,

@@ -51,7 +51,7 @@ def finish(tx: Transaction, lease: Lease, ending: Ending) -> Job:
         return queue.job_of(row)
     if tx.row(sa.select(schema.jobs.c.id).where(leases.held(lease))) is None:
         raise leases.lost(lease)
-    for domain in ending.judged:
+    for domain in dict.fromkeys(ending.judged):
         tx.run(
             sa.insert(schema.looks).values(job=lease.job.job, domain=domain.domain, model=row.model)
         )

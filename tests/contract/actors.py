@@ -1,0 +1,108 @@
+"""What real processes do to a store: work, and die when they are told to.
+
+Each says over its pipe what was acknowledged to it, as soon as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.contract.builders import (
+    PRODUCTION,
+    SOURCE,
+    TARGET,
+    chain_of,
+    new_version,
+    pictures,
+    received,
+)
+
+from acclimate_service.domain.examples import Role
+from acclimate_service.domain.job import JobState
+from acclimate_service.domain.model import Manifest
+from acclimate_service.domain.names import VersionName
+from acclimate_service.store import NewVersion, Store, open_store
+
+Say = Callable[[object], None]
+
+
+def die() -> None:
+    """As a power cut does it: no ``finally``, no exit handler, no rollback."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def claim(store: Store, say: Say, worker: str) -> None:
+    """Claim until nothing is left."""
+    while (taken := store.jobs.claim(worker, lease_seconds=60, max_attempts=3)) is not None:
+        say(taken[0].name.job)
+
+
+def upload(store: Store, say: Say, group: int, count: int) -> None:
+    """Upload *count* pictures by groups, from wherever the batch is; do not commit."""
+    pics = pictures(count)
+    batch = store.domains.begin_batch(TARGET, Role.TRAIN, request_id="r")
+    while batch.received < len(pics):
+        some = pics[batch.received : batch.received + group]
+        items = received(store, some, start=batch.received, chain=batch.chain)
+        store.domains.add(batch.name, items)
+        batch = store.domains.get_batch(batch.name)
+        say(batch.received)
+    assert batch.chain == chain_of(pics)
+
+
+def finish_and_die(store: Store, say: Say) -> None:
+    """Claim the job and die in the middle of the transaction that ends it."""
+    taken = store.jobs.claim("doomed", lease_seconds=30, max_attempts=3)
+    assert taken is not None
+    job, lease = taken
+    whole = new_version(store, job)
+
+    def manifest(name: VersionName) -> Manifest:
+        say(str(name))
+        die()
+        return whole.manifest(name)
+
+    store.jobs.finish(
+        lease,
+        state=JobState.SUCCEEDED,
+        summary={},
+        version=NewVersion(parent=None, origin=whole.origin, manifest=manifest),
+        promote=PRODUCTION,
+        judged=[SOURCE],
+    )
+
+
+def die_before_rename(store: Store, say: Say) -> None:
+    """Die when the blob's bytes are on disk and its name is not."""
+
+    def rename(_path: Path, _target: object) -> Path:
+        say("written")
+        die()
+        raise AssertionError
+
+    Path.rename = rename  # type: ignore[method-assign,assignment]  # the process dies by it
+    store.blobs.put(b"half a blob")
+
+
+ACTORS: dict[str, Callable[..., None]] = {
+    "claim": claim,
+    "upload": upload,
+    "finish_and_die": finish_and_die,
+    "die_before_rename": die_before_rename,
+}
+
+
+def act(line: Connection, name: str, url: str, blobs: Path, arguments: tuple[Any, ...]) -> None:
+    """Open the store, wait for a word so that several start as one, and act."""
+    store = open_store(url, blobs)
+    line.send("open")
+    line.recv()
+    ACTORS[name](store, line.send, *arguments)
+    store.close()
