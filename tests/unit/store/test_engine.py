@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import datetime as dt
+import math
+import sqlite3
+from pathlib import Path
+
+import hypothesis
+import pytest
+import sqlalchemy as sa
+from hypothesis import strategies as st
+
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.names import JobName
+from acclimate_service.store import open_store
+from acclimate_service.store.engine import TRIES, Database, Transaction, line, open_engine, plain
+from acclimate_service.store.ids import new_id
+from acclimate_service.store.schema import EPOCH, Instant
+
+NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    open_store(f"sqlite:///{tmp_path}/store.db", tmp_path / "blobs").close()
+    return Database(open_engine(f"sqlite:///{tmp_path}/store.db"), lambda: NOON)
+
+
+def test_sqlite_is_set_to_lose_nothing_that_was_committed(database: Database) -> None:
+    def pragma(tx: Transaction, name: str) -> object:
+        return tx.scalar(sa.text(f"PRAGMA {name}"))
+
+    assert database.read(pragma, "journal_mode") == "wal"
+    assert database.read(pragma, "synchronous") == 2  # FULL
+    assert database.read(pragma, "foreign_keys") == 1
+    database.close()
+
+
+def test_a_writing_transaction_holds_the_lock_from_its_beginning(database: Database) -> None:
+    def other_writes(_tx: Transaction) -> None:
+        other = sqlite3.connect(str(database.engine.url.database), timeout=0)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        finally:
+            other.close()
+
+    database.read(other_writes)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        database.write(other_writes)
+    database.close()
+
+
+def test_work_that_loses_a_race_is_run_again_a_bounded_number_of_times(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate_service.store.engine.time.sleep", lambda _seconds: None)
+    runs: list[int] = []
+
+    def lose(_tx: Transaction, times: int) -> str:
+        runs.append(1)
+        if len(runs) <= times:
+            raise sa.exc.IntegrityError("INSERT", {}, Exception("UNIQUE"))
+        return "won"
+
+    assert database.write(lose, TRIES - 1) == "won"
+    runs.clear()
+    with pytest.raises(StoreUnavailable):
+        database.write(lose, TRIES)
+    assert len(runs) == TRIES
+    database.close()
+
+
+def test_our_own_mistakes_are_not_called_outages(database: Database) -> None:
+    def wrong(_tx: Transaction) -> None:
+        raise sa.exc.ProgrammingError("SELECT", {}, Exception("no such column"))
+
+    with pytest.raises(sa.exc.ProgrammingError):
+        database.read(wrong)
+    database.close()
+
+
+def test_a_transaction_happens_at_one_moment(tmp_path: Path) -> None:
+    ticks = iter(NOON + dt.timedelta(seconds=number) for number in range(9))
+    database = Database(open_engine(f"sqlite:///{tmp_path}/x.db"), lambda: next(ticks))
+    assert database.read(lambda tx: (tx.now, tx.now)) == (NOON, NOON)
+    assert database.read(lambda tx: tx.now) == NOON + dt.timedelta(seconds=1)
+    database.close()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@hypothesis.given(JSON)
+def test_plain_json_is_json_and_plain_already(value: object) -> None:
+    import json
+
+    once = plain(value)
+    assert json.loads(json.dumps(once, allow_nan=False)) == once
+    assert plain(once) == once
+
+
+def test_tuples_become_lists_and_no_numbers_nothing() -> None:
+    assert plain({"a": (1, math.nan, [-math.inf])}) == {"a": [1, None, [None]]}
+
+
+@hypothesis.given(st.text(st.characters()))
+def test_a_line_is_text_that_every_database_holds(text: str) -> None:
+    found = line(text, 50)
+    assert "\0" not in found
+    assert len(found) <= 50
+    found.encode()
+
+
+@hypothesis.given(
+    st.datetimes(timezones=st.just(dt.UTC), min_value=dt.datetime(1900, 1, 1))  # noqa: DTZ001 - hypothesis adds the zone
+)
+def test_a_moment_is_kept_to_the_microsecond(moment: dt.datetime) -> None:
+    instant, dialect = Instant(), sa.create_engine("sqlite://").dialect
+    bound = instant.process_bind_param(moment, dialect)
+    assert isinstance(bound, int)
+    assert instant.process_result_value(bound, dialect) == moment
+    assert instant.process_bind_param(EPOCH, dialect) == 0
+    assert instant.process_bind_param(None, dialect) is None
+
+
+def test_ids_are_slugs_that_sort_by_time() -> None:
+    ids = [new_id(NOON + dt.timedelta(seconds=number)) for number in range(3)]
+    assert ids == sorted(ids)
+    assert [JobName(text).job for text in ids] == ids
+    assert new_id(NOON) != new_id(NOON)
