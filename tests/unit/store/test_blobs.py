@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -123,27 +124,28 @@ def test_only_a_blob_that_nobody_stored_since_is_deleted_for_its_age(blobs: Blob
     assert blobs.delete_older(digest, 1000) is None
 
 
-def test_a_blob_that_is_stored_while_it_is_collected_is_there_afterwards(blobs: Blobs) -> None:
-    """Whoever stores an old orphan again may count on it, whichever comes first."""
+def test_a_blob_that_is_stored_while_it_is_collected_is_there_afterwards(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector has looked, and found it old, when a writer stores it again."""
     digest = blobs.put(b"one")
-    stop = threading.Event()
+    os.utime(blobs.path(digest), (1000, 1000))
+    looked = threading.Event()
+    unlink = Path.unlink
 
-    def collect() -> None:
-        while not stop.is_set():
-            blobs.delete_older(digest, 2000)
+    def slow_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == blobs.path(digest):
+            looked.set()
+            time.sleep(0.3)
+        unlink(path, missing_ok)
 
-    thread = threading.Thread(target=collect)
-    thread.start()
-    try:
-        for _ in range(200):
-            blobs.put(b"one")
-            assert blobs.exists(digest)
-            os.utime(blobs.path(digest), (1000, 1000))  # old again: may be taken from here on
-    except FileNotFoundError:
-        pytest.fail("a blob was taken from under its writer")
-    finally:
-        stop.set()
-        thread.join()
+    monkeypatch.setattr(Path, "unlink", slow_unlink)
+    collector = threading.Thread(target=blobs.delete_older, args=(digest, 2000))
+    collector.start()
+    assert looked.wait(10)
+    blobs.put(b"one")
+    collector.join()
+    assert blobs.get(digest) == b"one"
 
 
 def test_strangers_in_the_folder_are_passed_over(blobs: Blobs) -> None:
