@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import onnx
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -31,7 +31,7 @@ from acclimate.v1 import (
     registry_pb2_grpc,
 )
 from acclimate_service.domain.examples import EMPTY_CHAIN, chain_digest
-from acclimate_service.domain.job import JobDraft, JobKind, JobSpec, JobState
+from acclimate_service.domain.job import Job, JobDraft, JobKind, JobSpec, JobState, Lease
 from acclimate_service.domain.model import (
     Architecture,
     Artifacts,
@@ -42,7 +42,7 @@ from acclimate_service.domain.model import (
     Preprocessing,
     WeightsSource,
 )
-from acclimate_service.domain.names import DomainName, ModelName, VersionName
+from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
@@ -82,9 +82,13 @@ class Service:
 
     def health(self, service: str = "") -> str:
         """The name of a service's health status."""
-        stub = health_pb2_grpc.HealthStub(self.channel)
-        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        check: Any = self.channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
     def run(self, act: Callable[[], Any]) -> Any:
         """Run the coroutine that *act* makes on the server's own loop."""
@@ -147,9 +151,8 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, error_details_
     raise AssertionError("the call was not refused")
 
 
-def explained(error: grpc.RpcError) -> tuple[grpc.StatusCode, error_details_pb2.ErrorInfo]:
+def explained(error: Any) -> tuple[grpc.StatusCode, error_details_pb2.ErrorInfo]:
     """The code and the ErrorInfo of a refused call."""
-    assert isinstance(error, grpc.Call)
     info = error_details_pb2.ErrorInfo()
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
@@ -258,8 +261,8 @@ def classifier(gain: float = 1.0, *, size: int = SIZE) -> bytes:
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", size, size, 3])],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", width]) for n, width in rows],
         [
-            numpy_helper.from_array(np.float32(255), "white"),
-            numpy_helper.from_array(np.float32(gain), "gain"),
+            numpy_helper.from_array(np.array(255, np.float32), "white"),
+            numpy_helper.from_array(np.array(gain, np.float32), "gain"),
             numpy_helper.from_array(np.array([1, 2], np.int64), "sides"),
         ],
     )
@@ -304,11 +307,7 @@ def version(store: Store, model: ModelName, content: bytes) -> VersionName:
         spec=JobSpec(),
     )
     queued = store.jobs.enqueue(draft, request_id="")
-    job = None
-    while job is None or job.name != queued.name:  # jobs before it are left where they are
-        claimed = store.jobs.claim("a test", lease_seconds=3600, max_attempts=3)
-        assert claimed is not None
-        job, lease = claimed
+    job, lease = claim(store, queued.name)
 
     def manifest(name: VersionName) -> Manifest:
         return Manifest(
@@ -338,6 +337,15 @@ def version(store: Store, model: ModelName, content: bytes) -> VersionName:
     )
     assert ended.version is not None
     return ended.version
+
+
+def claim(store: Store, name: JobName) -> tuple[Job, Lease]:
+    """Claim the job of this *name* as a worker does; those before it stay claimed."""
+    while True:
+        claimed = store.jobs.claim("a test", lease_seconds=3600, max_attempts=3)
+        assert claimed is not None
+        if claimed[0].name == name:
+            return claimed
 
 
 def promote(service: Service, model: ModelName, version: VersionName) -> registry_pb2.Alias:

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import struct_pb2
 from tests.integration.rpc_server import (
     Service,
+    claim,
     classifier,
     domain,
     model,
@@ -42,12 +43,8 @@ def create(service: Service, name: object, where: str, **more: object) -> Job:
 
 
 def leased(service: Service, job: Job) -> Lease:
-    """The lease of *job*, claimed as a worker does; jobs before it stay claimed."""
-    while True:
-        claimed = service.store.jobs.claim("a test", lease_seconds=3600, max_attempts=3)
-        assert claimed is not None
-        if str(claimed[0].name) == job.name:
-            return claimed[1]
+    """The lease of *job*, claimed as a worker does."""
+    return claim(service.store, JobName.parse(job.name))[1]
 
 
 def test_a_bare_backbone_is_bootstrapped(service: Service) -> None:
@@ -108,7 +105,7 @@ def test_what_cannot_become_a_job_is_refused_with_its_reason(service: Service) -
 
     def reason(**asked: object) -> str:
         given = {"name": name, "where": where, **asked}
-        return refusal(lambda: create(service, **given))[1].reason  # type: ignore[arg-type]
+        return str(refusal(lambda: create(service, **given))[1].reason)  # type: ignore[arg-type]
 
     assert reason() == "NO_INCUMBENT"
     promote(service, name, version(service.store, name, classifier(26)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import grpc
@@ -40,8 +41,8 @@ def test_the_health_of_an_unknown_model_is_not_found(service: Service) -> None:
 
 def test_bytes_that_are_no_message_are_an_invalid_argument(service: Service) -> None:
     for method in ("/acclimate.v1.AdaptationService/GetDomain", "/grpc.health.v1.Health/Check"):
-        call = service.channel.unary_unary(method)
-        code, info = refusal(lambda call=call: call(b"\xff\xff\xff", timeout=10))
+        call: Any = service.channel.unary_unary(method)
+        code, info = refusal(partial(call, b"\xff\xff\xff", timeout=10))
         assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
 
@@ -54,7 +55,7 @@ def test_a_message_that_nests_too_deeply_is_an_invalid_argument(service: Service
     struct = b"\x0a" + _varint(len(entry)) + entry
     spec = b"\x5a" + _varint(len(struct)) + struct
     request = b"\x1a" + _varint(len(spec)) + spec
-    call = service.channel.unary_unary("/acclimate.v1.AdaptationService/CreateAdaptationJob")
+    call: Any = service.channel.unary_unary("/acclimate.v1.AdaptationService/CreateAdaptationJob")
     code, info = refusal(lambda: call(request, timeout=10))
     assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
@@ -149,8 +150,10 @@ def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 4) -> Message:
         if depth == 0 or not draw(st.booleans()):
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            values = field.message_type.fields_by_name["value"].message_type
+            assert values is not None
             entry = getattr(message, field.name)[draw(WORDS)]
-            entry.MergeFrom(draw(messages(field.message_type.fields[1].message_type, depth - 1)))
+            entry.MergeFrom(draw(messages(values, depth - 1)))
         elif field.message_type is not None:
             value = draw(messages(field.message_type, depth - 1))
             target = getattr(message, field.name)
@@ -189,16 +192,17 @@ def test_whatever_is_sent_is_answered_or_refused_with_a_reason(
     )
     path = f"/{method.containing_service.full_name}/{method.name}"
     raw = [message.SerializeToString() for message in sent]
+    channel: Any = service.channel
     refused = None
     try:
         if method.client_streaming and method.server_streaming:
-            list(service.channel.stream_stream(path)(iter(raw), timeout=10))
+            list(channel.stream_stream(path)(iter(raw), timeout=10))
         elif method.client_streaming:
-            service.channel.stream_unary(path)(iter(raw), timeout=10)
+            channel.stream_unary(path)(iter(raw), timeout=10)
         elif method.server_streaming:
-            list(service.channel.unary_stream(path)(raw[0], timeout=10))
+            list(channel.unary_stream(path)(raw[0], timeout=10))
         else:
-            service.channel.unary_unary(path)(raw[0], timeout=10)
+            channel.unary_unary(path)(raw[0], timeout=10)
     except grpc.RpcError as error:
         refused = error
     if refused is not None:

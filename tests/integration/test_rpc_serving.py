@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -432,7 +433,5 @@ def test_forcing_needs_a_reason_and_a_candidate(service: Service) -> None:
         (registry_pb2.ForceModelVersionRequest(job="jobs/none", reason=" "), "INVALID_SPEC"),
         (registry_pb2.ForceModelVersionRequest(job="jobs/none", reason="because"), "NOT_FOUND"),
     ):
-        _, info = refusal(
-            lambda request=request: service.registry.ForceModelVersion(request, timeout=10)
-        )
+        _, info = refusal(partial(service.registry.ForceModelVersion, request, timeout=10))
         assert info.reason == reason

@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -195,11 +196,7 @@ def test_a_batch_without_an_accepted_example_is_refused(service: Service) -> Non
     where = domain(service, "empty")
     bad = [pb.Example(image=b"no", label="red")]
     for request_id, sent in (("empty-1", bad), ("empty-2", [])):
-        code, info = refusal(
-            lambda sent=sent, request_id=request_id: upload(
-                service, where, sent, request_id=request_id
-            )
-        )
+        code, info = refusal(partial(upload, service, where, sent, request_id=request_id))
         assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "EMPTY_BATCH")
 
 

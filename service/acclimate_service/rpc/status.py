@@ -70,12 +70,9 @@ _NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in g
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def code_of(error: BaseException) -> grpc.StatusCode:
-    """The status of an error: its class's row in ``CODES``, or the nearest ancestor's."""
-    for ancestor in type(error).__mro__:
-        if ancestor in CODES:
-            return CODES[ancestor]
-    return _Code.INTERNAL
+def code_of(error: errors.ServiceError) -> grpc.StatusCode:
+    """The status of an error: its class's row in ``CODES``."""
+    return CODES[type(error)]
 
 
 def printable(text: str, limit: int) -> str:

@@ -27,7 +27,7 @@ def test_a_gate_is_left_when_what_is_inside_fails() -> None:
 
 
 def test_a_lane_refuses_what_neither_runs_nor_fits_its_queue() -> None:
-    async def scene() -> list[object]:
+    async def scene() -> list[bool | BaseException]:
         lane = Lane("work", threads=1, waiting=1)
         hold = threading.Event()
         calls = [asyncio.create_task(lane.run(hold.wait, 5)) for _ in range(3)]

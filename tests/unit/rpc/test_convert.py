@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ def draft(**changes: object) -> registry_pb2.RegisterModelRequest.Draft:
         "weights": registry_pb2.WeightsSource(kind=registry_pb2.WeightsSource.KIND_HUB),
     }
     return registry_pb2.RegisterModelRequest.Draft(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def source(kind: int, reference: str = "") -> registry_pb2.WeightsSource:
+    """Weights from anywhere: an open enum takes any number."""
+    return registry_pb2.WeightsSource(kind=kind, reference=reference)  # type: ignore[arg-type]
 
 
 def test_a_registration_is_read_field_by_field() -> None:
@@ -47,9 +53,9 @@ def test_a_registration_is_read_field_by_field() -> None:
         ({"architecture": registry_pb2.Architecture(library="keras", name="x")}, InvalidSpec),
         ({"architecture": registry_pb2.Architecture(library="timm", name="a/b")}, InvalidSpec),
         ({"weights": registry_pb2.WeightsSource()}, InvalidSpec),
-        ({"weights": registry_pb2.WeightsSource(kind=99)}, InvalidSpec),
-        ({"weights": registry_pb2.WeightsSource(kind=1, reference="../../etc")}, InvalidSpec),
-        ({"weights": registry_pb2.WeightsSource(kind=3)}, InvalidSpec),
+        ({"weights": source(99)}, InvalidSpec),
+        ({"weights": source(1, "../../etc")}, InvalidSpec),
+        ({"weights": source(3)}, InvalidSpec),
         ({"labels": ["only one"]}, InvalidSpec),
         ({"labels": ["a", "a"]}, InvalidSpec),
         ({"promote_to": "production"}, InvalidSpec),
@@ -91,12 +97,13 @@ def test_every_enum_of_the_domain_has_its_number_and_back() -> None:
     assert set(convert_jobs._KINDS_OUT) == set(JobKind)
     assert set(convert_jobs._PHASES_OUT) == {None, *Phase}
     assert set(convert_jobs._EVENTS_OUT) == set(EventKind)
-    for table, enum in (
+    tables: list[tuple[dict[Any, Any], Any]] = [
         (convert_jobs._STATES_OUT, adaptation_pb2.AdaptationJob.State),
         (convert_jobs._KINDS_OUT, adaptation_pb2.AdaptationJob.Kind),
         (convert_jobs._PHASES_OUT, adaptation_pb2.AdaptationJob.Phase),
         (convert_jobs._EVENTS_OUT, adaptation_pb2.JobEvent.Kind),
-    ):
+    ]
+    for table, enum in tables:
         assert len(set(table.values())) == len(table)
         for key, number in table.items():
             if key is not None:
@@ -150,7 +157,7 @@ def test_a_spec_out_of_range_is_refused(changes: dict[str, object]) -> None:
         {"level": "high"},
     ],
 )
-def test_a_guard_override_that_makes_no_sense_is_refused(overrides: dict[str, object]) -> None:
+def test_a_guard_override_that_makes_no_sense_is_refused(overrides: dict[str, Any]) -> None:
     struct = struct_pb2.Struct()
     struct.update(overrides)
     with pytest.raises(InvalidSpec, match=r"guard_overrides|preset"):
