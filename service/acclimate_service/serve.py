@@ -26,6 +26,7 @@ from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.probe import probe
 from acclimate_service.rpc.server import Limits, Server
 from acclimate_service.store import open_store
 
@@ -66,6 +67,7 @@ async def _serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     execution = _execution(settings)
+    probe(execution)
     batcher = Batcher(
         threads=execution.threads,
         room=settings.queue,

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from tests.integration.rpc_server import ask, classifier, fresh_store, model, plain, version
+
+from acclimate.v1 import inference_pb2_grpc
+from acclimate_service.domain.names import AliasName
+
+# As `python -m acclimate_service.serve`, telling at the end what it had loaded.
+TELLING = """
+import atexit, sys
+atexit.register(lambda: print("loaded", *sorted(sys.modules), file=sys.stderr))
+from acclimate_service.serve import main
+main()
+"""
+
+
+@contextmanager
+def serving(home: Path, **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """A real server process over *home*, killed if a test leaves it running."""
+    home.mkdir(exist_ok=True)
+    environment = os.environ | {"ACCLIMATE_HOME": str(home), "ACCLIMATE_PORT": "0"}
+    environment |= {f"ACCLIMATE_{name.upper()}": str(value) for name, value in settings.items()}
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def port_of(process: subprocess.Popen[str]) -> int:
+    """The port in the line that a server prints when it is ready."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.fullmatch(r"acclimate serving on 127\.0\.0\.1:(\d+)\n", line)
+    assert found is not None, line
+    return int(found[1])
+
+
+def health(channel: grpc.Channel, service: str = "") -> str:
+    check: Any = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    answer = check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def test_a_server_is_ready_at_its_port_answers_drains_and_never_loads_torch(
+    tmp_path: Path,
+) -> None:
+    store = fresh_store(tmp_path)
+    name = model(store, "digits")
+    made = version(store, name, classifier())
+    store.registry.set_alias(AliasName("digits", "production"), made)
+    store.close()
+    with serving(tmp_path) as process:
+        port = port_of(process)
+        assert (tmp_path / "serve.port").read_text() == f"{port}\n"
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert health(channel, "models/digits") == "SERVING"
+            predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict
+            answer = predict(ask(name, plain((0, 250, 0))), timeout=10)
+            assert answer.predictions[0].classes[0].label == "green"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not (tmp_path / "serve.port").exists()
+    *logs, loaded = errors.splitlines()
+    modules = {module.partition(".")[0] for module in loaded.split()}
+    assert "onnxruntime" in modules
+    assert not modules & {"torch", "torchvision", "timm", "onnx"}
+    assert all(json.loads(line)["event"] for line in logs)
+
+
+def test_predictions_that_run_when_a_server_is_told_to_stop_are_answered(tmp_path: Path) -> None:
+    store = fresh_store(tmp_path)
+    name = model(store, "busy")
+    store.registry.set_alias(AliasName("busy", "production"), version(store, name, classifier()))
+    store.close()
+    images = [plain((0, 250, 0), side=512)] * 64
+    failures: list[grpc.StatusCode] = []
+    answered: list[float] = []
+    with serving(tmp_path, drain_seconds=20) as process:
+        with grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel:
+            predict: Any = inference_pb2_grpc.InferenceServiceStub(channel).Predict
+
+            def load() -> None:
+                while True:
+                    try:
+                        predict(ask(name, *images), timeout=30)
+                    except grpc.RpcError as error:
+                        failures.append(error.code())  # type: ignore[attr-defined]
+                        return
+                    answered.append(time.monotonic())
+
+            threads = [threading.Thread(target=load) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            while len(answered) < 8:
+                time.sleep(0.01)
+            stopped = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            for thread in threads:
+                thread.join(30)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    # What came after the signal is turned away by the closed port; what ran was answered.
+    assert set(failures) == {grpc.StatusCode.UNAVAILABLE}
+    assert max(answered) > stopped
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"provider": "cuda"}, "PROVIDER_UNAVAILABLE"),
+        ({"database_url": "postgresql+psycopg://127.0.0.1:1/none"}, "STORE_UNAVAILABLE"),
+    ],
+)
+def test_a_server_that_lacks_what_was_asked_for_ends_and_says_why(
+    tmp_path: Path, settings: dict[str, object], reason: str
+) -> None:
+    if reason == "PROVIDER_UNAVAILABLE" and Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU")
+    with serving(tmp_path, **settings) as process:
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    said = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert said[-1]["reason"] == reason
+
+
+def test_a_port_that_is_taken_is_not_shared(tmp_path: Path) -> None:
+    with serving(tmp_path / "first") as first:
+        port = port_of(first)
+        with serving(tmp_path / "second", port=port) as second:
+            _, errors = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "cannot serve" in errors
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=30)
+        assert first.returncode == 0
+
+
+def test_metrics_are_told_at_their_own_port(tmp_path: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        metrics = probe.getsockname()[1]
+    with serving(tmp_path, metrics_port=metrics) as process:
+        with grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel:
+            assert health(channel) == "SERVING"
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
+            text = page.read().decode()
+    assert 'acclimate_rpc_total{code="OK",method="/grpc.health.v1.Health/Check"} 1.0' in text
