@@ -98,16 +98,22 @@ def _pyramid(features: Iterable[Any]) -> tuple[list[nn.Module], list[list[nn.Mod
 class _TorchvisionTokens(nn.Module):
     """A torchvision ViT's patch embedding, class token and positions."""
 
+    _model: TorchvisionViT
+
     def __init__(self, model: TorchvisionViT) -> None:
         super().__init__()
         self.conv_proj, self.dropout = model.conv_proj, model.encoder.dropout
         self.class_token, self.pos_embedding = model.class_token, model.encoder.pos_embedding
+        # Past nn.Module.__setattr__: the model is borrowed, not a part of this step.
+        object.__setattr__(self, "_model", model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [N, 1 + patches, F] of images [N, 3, S, S]."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)  # [N, patches, F]
-        first = self.class_token.expand(x.shape[0], -1, -1)
-        tokens: Tensor = self.dropout(torch.cat([first, patches], dim=1) + self.pos_embedding)
+        # Read from the model: while it is exported, its parameters are not these but stand-ins.
+        first = self._model.class_token.expand(x.shape[0], -1, -1)
+        positions = self._model.encoder.pos_embedding
+        tokens: Tensor = self.dropout(torch.cat([first, patches], dim=1) + positions)
         return tokens
 
 

@@ -46,8 +46,8 @@ class Network(nn.Module):
     ``len(stages)`` between neck and head.
 
     ``state_dict`` and ``load_state_dict`` use the library's own tensor names. In
-    ``named_parameters`` and in an exported graph the same names carry the prefix
-    ``model.``.
+    ``named_parameters`` the same names carry the prefix ``model.``, in an exported graph
+    ``network.model.``.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from acclimate_service.domain.errors import InvalidSpec, UnsupportedArchitecture
 from acclimate_service.domain.model import Architecture
@@ -97,6 +98,17 @@ def test_running_the_stages_one_after_another_equals_the_model(network: Network)
             x = stage(x)
         assert x.shape == (2, network.features)
         torch.testing.assert_close(network.head(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_stages_read_each_parameter_from_the_model_and_nowhere_else(network: Network) -> None:
+    # Tracing swaps the model's parameters for stand-ins: a stage that kept its own
+    # reference would export the old value as a nameless constant.
+    others = {name: 1.5 * tensor + 0.01 for name, tensor in network.model.named_parameters()}
+    x = images_for(network)
+    with torch.no_grad():
+        expected = functional_call(network.model, others, (x,))
+        found = functional_call(network, {f"model.{n}": t for n, t in others.items()}, (x,))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_trunk_and_tail_meet_at_every_boundary(network: Network) -> None:
