@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -10,16 +11,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from tests.integration.rpc_server import ask, classifier, fresh_store, model, plain, version
+from tests.integration.rpc_server import (
+    ask,
+    classifier,
+    fresh_store,
+    model,
+    opening,
+    plain,
+    refusal,
+    version,
+)
 
-from acclimate.v1 import inference_pb2_grpc
-from acclimate_service.domain.names import AliasName
+from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc, inference_pb2_grpc
+from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
+from acclimate_service.domain.names import AliasName, DomainName
 
 # As `python -m acclimate_service.serve`, telling at the end what it had loaded.
 TELLING = """
@@ -113,7 +125,7 @@ def test_predictions_that_run_when_a_server_is_told_to_stop_are_answered(tmp_pat
                     try:
                         predict(ask(name, *images), timeout=30)
                     except grpc.RpcError as error:
-                        failures.append(error.code())  # type: ignore[attr-defined]
+                        failures.append(error.code())
                         return
                     answered.append(time.monotonic())
 
@@ -178,3 +190,42 @@ def test_metrics_are_told_at_their_own_port(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
             text = page.read().decode()
     assert 'acclimate_rpc_total{code="OK",method="/grpc.health.v1.Health/Check"} 1.0' in text
+
+
+def test_streams_that_only_wait_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    store = fresh_store(tmp_path)
+    name = model(store, "waited", labels=())
+    draft = JobDraft(
+        kind=JobKind.REGISTER, model=name, source=None, target=None, incumbent=None, spec=JobSpec()
+    )
+    job = store.jobs.enqueue(draft, request_id="")
+    store.domains.create(DomainName("site"), ["a", "b"])
+    store.close()
+    with serving(tmp_path, drain_seconds=20) as process:
+        with grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel:
+            adaptation = adaptation_pb2_grpc.AdaptationServiceStub(channel)
+            watched = adaptation.WatchAdaptationJob(
+                adaptation_pb2.WatchAdaptationJobRequest(name=str(job.name))
+            )
+            hold: queue.Queue[adaptation_pb2.UploadBatchRequest | None] = queue.Queue()
+            hold.put(opening("domains/site", "held"))
+            uploading = adaptation.UploadBatch(iter(hold.get, None))
+            watch: Any = channel.unary_stream(
+                "/grpc.health.v1.Health/Watch",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
+            healthy = watch(health_pb2.HealthCheckRequest())
+            assert next(healthy).status == health_pb2.HealthCheckResponse.SERVING
+            assert next(watched).sequence == 1
+            assert next(uploading).opened.next_index == 0
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert next(healthy).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            for stream in (watched, uploading, healthy):
+                code, info = refusal(partial(next, stream))
+                assert (code, info.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+            hold.put(None)
+        process.communicate(timeout=30)
+        assert time.monotonic() - started < 10
+    assert process.returncode == 0

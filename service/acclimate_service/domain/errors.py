@@ -244,6 +244,15 @@ class DeadlineTooShort(ServiceError):
     reason = "DEADLINE_TOO_SHORT"
 
 
+class ServerStopping(ServiceError):
+    """This server is draining; another one, or the same one later, goes on."""
+
+    reason = "SERVER_STOPPING"
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping; try again, here later or at another replica")
+
+
 # ── something broke ──────────────────────────────────────────────────────────
 
 

@@ -20,9 +20,10 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from acclimate_service.domain.errors import ServiceError
+from acclimate_service.domain.errors import ServerStopping, ServiceError
 from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Gate
+from acclimate_service.rpc.idle import Idle
 from acclimate_service.rpc.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,15 +33,24 @@ Continuation: TypeAlias = (
 )
 
 REQUEST_ID_KEY: Final = "x-request-id"
+_END: Final = object()
 _QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one method is bounded: who shares its gate, and how long a unary call may take."""
+    """How one method is bounded: who shares its gate, and how long a unary call may take.
 
-    gate: Gate
+    ``idle`` says that a stream of answers mostly waits for something to happen, and so
+    is broken off when the server stops.
+    """
+
+    gate: Gate | None
     seconds: float | None  # None: as long as the client likes (streams)
+    idle: bool = False
+
+
+_UNGATED: Final = Rule(gate=None, seconds=None, idle=True)
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -48,12 +58,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     *rules* are by full method name (``/package.Service/Method``); *default* holds for
     unary methods without one. Health and reflection pass without a gate.
+
+    ``idle`` holds the waits that are broken off when the server stops.
     """
 
     def __init__(self, *, rules: Mapping[str, Rule], default: Rule, metrics: Metrics) -> None:
         self._rules = rules
         self._default = default
         self._metrics = metrics
+        self.idle = Idle()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -69,7 +82,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         call = _Call(
             method=method,
             call_id=given,
-            rule=None if method.startswith(_QUIET) else self._rules.get(method, self._default),
+            rule=_UNGATED if method.startswith(_QUIET) else self._rules.get(method, self._default),
+            idle=self.idle,
             metrics=self._metrics,
             parse=handler.request_deserializer,
         )
@@ -99,13 +113,15 @@ class _Call:
         *,
         method: str,
         call_id: str,
-        rule: Rule | None,
+        rule: Rule,
+        idle: Idle,
         metrics: Metrics,
         parse: Callable[[bytes], Any] | None,
     ) -> None:
         self._method = method
         self._call_id = call_id
         self._rule = rule
+        self._idle = idle
         self._metrics = metrics
         self._parse = parse or bytes
         self._code = grpc.StatusCode.OK
@@ -115,14 +131,14 @@ class _Call:
 
     def unary_unary(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> Any:
-            async with self._around(context), asyncio.timeout(self._seconds):
+            async with self._around(context), asyncio.timeout(self._rule.seconds):
                 return await act(self._parse(raw), context)
 
         return answer
 
     def stream_unary(self, act: Any) -> Any:
         async def answer(raws: AsyncIterator[bytes], context: Context) -> Any:
-            async with self._around(context), asyncio.timeout(self._seconds):
+            async with self._around(context), asyncio.timeout(self._rule.seconds):
                 return await act(self._messages(raws), context)
 
         return answer
@@ -130,7 +146,7 @@ class _Call:
     def unary_stream(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
             async with self._around(context):
-                async for message in _written(act(self._parse(raw), context)):
+                async for message in self._written(act(self._parse(raw), context)):
                     yield message
 
         return answer
@@ -138,22 +154,18 @@ class _Call:
     def stream_stream(self, act: Any) -> Any:
         async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async with self._around(context):
-                async for message in _written(act(self._messages(raws), context)):
+                async for message in self._written(act(self._messages(raws), context)):
                     yield message
 
         return answer
 
     # ── what they share ──────────────────────────────────────────────────────
 
-    @property
-    def _seconds(self) -> float | None:
-        return None if self._rule is None else self._rule.seconds
-
     @asynccontextmanager
     async def _around(self, context: Context) -> AsyncIterator[None]:
         self._begin(context)
         try:
-            with nullcontext() if self._rule is None else self._rule.gate.enter():
+            with nullcontext() if self._rule.gate is None else self._rule.gate.enter():
                 yield
         # Everything: this is the one place behind which only the transport is left.
         except BaseException as error:  # noqa: BLE001
@@ -162,8 +174,25 @@ class _Call:
             self._end()
 
     async def _messages(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for raw in raws:
+        while (raw := await self._idle.wait(anext(raws, None))) is not None:
             yield self._parse(raw)
+
+    async def _written(self, outcome: Any) -> AsyncIterator[Any]:
+        """The messages of a handler, written as a generator or with ``context.write``."""
+        if not hasattr(outcome, "__aiter__"):
+            await (self._idle.wait(outcome) if self._rule.idle else outcome)
+            return
+        try:
+            while True:
+                following = anext(outcome, _END)
+                message = await (self._idle.wait(following) if self._rule.idle else following)
+                if message is _END:
+                    return
+                yield message
+        finally:
+            # Not left to the garbage collector: a handler's own `finally` gives back
+            # what the call holds.
+            await outcome.aclose()
 
     def _begin(self, context: Context) -> None:
         self._started = time.monotonic()
@@ -178,7 +207,7 @@ class _Call:
         self._metrics.open.labels(self._method).dec()
         self._metrics.calls.labels(self._method, self._code.name).inc()
         self._metrics.seconds.labels(self._method).observe(seconds)
-        if self._rule is not None:
+        if self._rule is not _UNGATED:
             structlog.get_logger(__name__).debug(
                 "call ended", code=self._code.name, seconds=round(seconds, 4)
             )
@@ -190,6 +219,8 @@ class _Call:
             AbortError: always, unless *error* itself must go through: the client's
                 cancellation, or a status that was set before.
         """
+        if isinstance(error, asyncio.CancelledError) and self._idle.stopping:
+            error = ServerStopping()  # the wait that was broken off had just ended
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)) or context.cancelled():
             self._code = grpc.StatusCode.CANCELLED
             raise error
@@ -229,17 +260,3 @@ def _spoken(context: Context) -> grpc.StatusCode:
         if number in (code, code.value[0]):
             return code
     return grpc.StatusCode.UNKNOWN
-
-
-async def _written(outcome: Any) -> AsyncIterator[Any]:
-    """The messages of a handler, written as a generator or with ``context.write``."""
-    if hasattr(outcome, "__aiter__"):
-        try:
-            async for message in outcome:
-                yield message
-        finally:
-            # Not left to the garbage collector: a handler's own `finally` gives back
-            # what the call holds.
-            await outcome.aclose()
-    else:
-        await outcome

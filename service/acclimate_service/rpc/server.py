@@ -43,6 +43,9 @@ SERVICES: Final = (
 )
 
 
+HEALTH_SECONDS: Final = 0.05  # in which those who watch the health hear of the end
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What the server takes on at once; over it, RESOURCE_EXHAUSTED."""
@@ -122,6 +125,7 @@ class Server:
             default=Rule(gate=default, seconds=limits.call_seconds),
             metrics=self.metrics,
         )
+        self._idle = interceptor.idle
         self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))
         self._add_servicers()
 
@@ -194,6 +198,8 @@ class Server:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
+        await asyncio.sleep(HEALTH_SECONDS)
+        self._idle.stop()
         await self._server.stop(grace)
         for lane in (self._lane, self._ingest, self._probe):
             lane.close()
@@ -213,7 +219,9 @@ def rules(limits: Limits) -> dict[str, Rule]:
             seconds=limits.upload.stream_seconds,
         ),
         adaptation + "WatchAdaptationJob": Rule(
-            gate=Gate("the watchers", limit=limits.watchers, retry_after=5.0), seconds=None
+            gate=Gate("the watchers", limit=limits.watchers, retry_after=5.0),
+            seconds=None,
+            idle=True,
         ),
         adaptation + "GetReport": exports,
         registry + "ExportModelVersion": exports,

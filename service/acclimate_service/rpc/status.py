@@ -59,6 +59,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.LeaseLost: _Code.ABORTED,
     errors.Overloaded: _Code.RESOURCE_EXHAUSTED,
     errors.DeadlineTooShort: _Code.DEADLINE_EXCEEDED,
+    errors.ServerStopping: _Code.UNAVAILABLE,
     errors.BlobCorrupt: _Code.DATA_LOSS,
     errors.StoreUnavailable: _Code.UNAVAILABLE,
     errors.ExportMismatch: _Code.FAILED_PRECONDITION,
