@@ -18,16 +18,14 @@ from acclimate.resources import Acknowledgement, Domain, Role
 if TYPE_CHECKING:
     from acclimate.client import Client
 
-app = typer.Typer(
-    invoke_without_command=True, help="List, create and show domains: where images come from."
-)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def domains(
     context: typer.Context, server: Server = DEFAULT_SERVER, as_json: AsJson = False
 ) -> None:
-    """List the domains.
+    """List the domains: where images come from. Its commands create and show one.
 
     Example: acclimate domains
     """

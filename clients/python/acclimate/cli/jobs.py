@@ -18,10 +18,9 @@ from acclimate.resources import JobState, Json
 if TYPE_CHECKING:
     from acclimate.job import Job
 
-app = typer.Typer(invoke_without_command=True, help="List, follow, cancel and force jobs.")
+app = typer.Typer(invoke_without_command=True)
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-JobServer = Server
 
 
 def adapt(
@@ -126,7 +125,7 @@ def jobs(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs.
+    """List the jobs. Its commands follow, show, cancel and force one.
 
     Example: acclimate jobs --state running
     """

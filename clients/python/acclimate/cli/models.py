@@ -45,8 +45,9 @@ def register(
         str, typer.Option(help="The domain whose holdout forgetting is weighed on.")
     ] = "",
     promote_to: Annotated[
-        str, typer.Option(help="The alias to set when the first version exists.")
-    ] = "production",
+        str | None,
+        typer.Option(help="The alias to set when the first version exists; unset: production."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the first version, if one is made.")] = True,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
@@ -68,7 +69,8 @@ def register(
             labels=names,
             preprocessing=None if size is None else Preprocessing(size=size),
             source_domain=source,
-            promote_to=promote_to,
+            # A backbone gets its first version, and the alias, from its bootstrap job.
+            promote_to=promote_to or ("production" if names else ""),
         )
         if job is not None and wait:
             job.wait()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from acclimate.client import Client
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+PATIENCE = 120.0  # seconds without progress after which uploads and watches give up
 
 Server = Annotated[
     str,
@@ -42,6 +43,7 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
         return Client(
             server,
             timeout=timeout,
+            patience=PATIENCE,
             retries=retries,
             token=os.environ.get("ACCLIMATE_TOKEN") or None,
             tls=tls if ca or certificate else None,

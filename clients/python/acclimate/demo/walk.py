@@ -118,7 +118,6 @@ def walk(client: Client, home: Path, plan: Plan, stage: Stage, *, threads: int) 
         weights=WEIGHTS,
         preprocessing=Preprocessing(size=plan.size, crop=1.0),
         source_domain=plan.source,
-        promote_to="production",
     )
     clock.lap("uploading the source")
     bootstrap = client.adapt(

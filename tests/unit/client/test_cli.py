@@ -1,0 +1,338 @@
+"""The command line, in this process, against a fake service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import struct_pb2
+from google.rpc import code_pb2
+from tests.unit.client.fake_service import Service
+from tests.unit.client.test_job import story
+from tests.unit.client.test_registry import pieces
+from typer.testing import CliRunner, Result
+
+from acclimate.cli import app
+from acclimate.cli.extras import require
+from acclimate.v1 import adaptation_pb2, registry_pb2
+
+COMMANDS = [
+    ["up"], ["serve"], ["work"], ["health"], ["demo"], ["register"], ["models"], ["versions"],
+    ["aliases"], ["promote"], ["rollback"], ["export"], ["predict"], ["upload"], ["adapt"],
+    ["report"], ["domains"], ["domains", "create"], ["domains", "get"], ["jobs"],
+    ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
+]  # fmt: skip
+PROCESSES = (["serve"], ["work"])  # they only log
+
+
+@pytest.fixture
+def run(target: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("ACCLIMATE_SERVER", target)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*words: object) -> Result:
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return invoke
+
+
+def names(command: Any, path: tuple[str, ...] = ()) -> list[list[str]]:
+    """Every command below *command*, by its words."""
+    does_something = not hasattr(command, "commands") or command.invoke_without_command
+    found = [list(path)] if path and does_something else []
+    for name, child in getattr(command, "commands", {}).items():
+        found += names(child, (*path, name))
+    return found
+
+
+def test_the_commands_are_those_that_are_tested_here() -> None:
+    import typer.main
+
+    assert sorted(names(typer.main.get_command(app))) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(run: Any, command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: acclimate {' '.join(command)}" in " ".join(result.output.split())
+    assert ("--json" in result.output) == (command not in PROCESSES)
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "expected"),
+    [
+        (["health"], ["serving"], True),
+        (["models"], ["models", 0, "name"], "models/digits"),
+        (["versions", "digits"], ["versions", 0, "manifest", "seed"], 3),
+        (["versions", "digits"], ["aliases", 0, "version"], "models/digits/versions/2"),
+        (["aliases", "digits"], ["aliases", 0, "name"], "models/digits/aliases/production"),
+        (["promote", "digits", "2"], ["version"], "models/digits/versions/2"),
+        (["rollback", "digits"], ["version"], "models/digits/versions/1"),
+        (["domains"], ["domains", 2, "name"], "domains/d2"),
+        (["domains", "get", "pens"], ["counts", 0, "select"], 2),
+        (["domains", "create", "pens", "--labels", "1,2"], ["labels"], ["1", "2"]),
+        (["jobs"], ["jobs", 0, "state"], "RUNNING"),
+        (["jobs", "get", "j1"], ["phase"], "TUNING"),
+        (["jobs", "cancel", "j1"], ["cancel_requested"], True),
+        (["jobs", "force", "j1", "--reason", "x"], ["origin"], "ACCEPTED"),
+        (["adapt", "digits", "pens"], ["name"], "jobs/j1"),
+        (["report", "j1"], ["a"], 1),
+        (["register", "digits", "timm/resnet18"], ["model", "architecture", "name"], "resnet18"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_json_output_parses_and_nothing_else_is_printed(
+    run: Any, words: list[str], path: list[Any], expected: object
+) -> None:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    for step in path:
+        found = found[step]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["models"], "timm/resnet18"),
+        (["versions", "digits"], "production"),
+        (["aliases", "digits"], "digits/2"),
+        (["domains"], "d1"),
+        (["domains", "get", "pens"], "domains/pens"),
+        (["jobs"], "TUNING"),
+        (["jobs", "get", "j1"], "jobs/j1 RUNNING TUNING"),
+        (["adapt", "digits", "pens"], "jobs watch j1"),
+        (["register", "digits", "timm/resnet18"], "acclimate adapt digits DOMAIN"),
+        (["promote", "digits", "2"], "production → digits/2"),
+        (["health"], "SERVING"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_people_get_words(run: Any, words: list[str], expected: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert expected in result.stdout
+
+
+def test_a_refusal_is_one_line_on_stderr_and_exit_code_1(run: Any) -> None:
+    result = run("domains", "get", "elsewhere", "--json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "acclimate: NOT_FOUND: there is no 'domains/elsewhere'; see ListDomains"
+    ]
+
+
+def test_a_service_out_of_reach_is_exit_code_5_and_says_the_next_step(run: Any) -> None:
+    result = run("health", "--server", "127.0.0.1:1", "--timeout", "2")
+    assert result.exit_code == 5
+    assert "start it with `acclimate up`" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["upload", "/nowhere", "--domain", "pens"],
+        ["register", "digits", "timm/resnet18", "--weights", "/nowhere.pt"],
+        ["adapt", "digits", "pens", "--guard-set", "source_margin"],
+        ["report", "j1", "--json", "--open"],
+        ["jobs", "--state", "sleeping"],
+        ["nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(run: Any, words: list[str]) -> None:
+    assert run(*words).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("STATE_SUCCEEDED", 0),
+        ("STATE_REJECTED", 3),
+        ("STATE_INCONCLUSIVE", 3),
+        ("STATE_FAILED", 4),
+        ("STATE_CANCELLED", 4),
+    ],
+)
+def test_a_watched_jobs_end_is_the_exit_code(
+    run: Any, service: Service, monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    service.events = story(3)
+    end = service.end
+    number = adaptation_pb2.AdaptationJob.State.Value(state)
+    monkeypatch.setattr(service, "end", lambda _: end(number))
+    result = run("adapt", "digits", "pens", "--watch", "--json")
+    assert result.exit_code == code
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["event"]["sequence"] for line in lines[:-1]] == [1, 2, 3]
+    assert lines[-1]["job"]["state"] == state.removeprefix("STATE_")
+
+
+def test_a_story_is_plain_lines_where_there_is_no_terminal(run: Any, service: Service) -> None:
+    service.events = story(2)
+    verdict = struct_pb2.Struct()
+    verdict.update(
+        {
+            "verdict": {
+                "decision": "ACCEPT",
+                "summary": "nothing lost",
+                "checks": [
+                    {
+                        "name": "source accuracy",
+                        "decision": "ACCEPT",
+                        "unit": "drop in accuracy",
+                        "observed": 0.004,
+                        "interval": [-0.01, 0.021],
+                        "limit": 0.01,
+                        "n": 480,
+                        "lost": 5,
+                        "gained": 3,
+                    }
+                ],
+            }
+        }
+    )
+    service.job.summary.CopyFrom(verdict)
+    result = run("jobs", "watch", "j1")
+    assert result.exit_code == 0
+    assert "EPOCH    TUNING    event 1" in result.stdout
+    assert "✓ ACCEPT  nothing lost" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "source accuracy" in line)
+    assert row.split() == (
+        [
+            "✓",
+            "source",
+            "accuracy",
+            "+0.4",
+            "%",
+            "-1.0",
+            "%",
+            "…",
+            "+2.1",
+            "%",
+            "+1.0",
+            "%",
+            "480",
+            "5",
+            "3",
+        ]
+    )
+    assert "version digits/2" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_a_folder_is_uploaded_and_refused_images_are_named(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    for name in ("1/a.png", "1/b.png", "2/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"" if "b" in name else name.encode())
+    result = run("upload", tmp_path, "--domain", "pens", "--role", "train", "--request-id", "u1")
+    assert result.exit_code == 0
+    assert [example.id for example in service.batches["u1"].stored] == [
+        "1/a.png", "1/b.png", "2/c.png",
+    ]  # fmt: skip
+    assert "2 accepted" in result.stdout
+    assert "BAD_IMAGE: 1/b.png: the file is empty" in result.stderr
+
+
+def test_an_upload_creates_its_domain_on_request(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_bytes(b"x")
+    run("upload", tmp_path, "--domain", "cats", "--create")
+    created = [r for _, r in service.seen if isinstance(r, adaptation_pb2.CreateDomainRequest)]
+    assert [(r.domain_id, list(r.labels)) for r in created] == [("cats", ["cat"])]
+
+
+def test_weights_are_read_from_wherever_they_are(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"weights")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    run("register", "a", "timm/x", "--weights", "package:some-weights", "--size", "64")
+    run("register", "b", "timm/x", "--weights", "hub:IMAGENET1K_V2")
+    run("register", "c", "timm/x", "--weights", file, "--labels-file", labels, "--no-wait")
+    drafts = [
+        message.draft
+        for _, messages in service.seen
+        if isinstance(messages, list)
+        for message in messages
+        if message.HasField("draft")
+    ]
+    kinds = registry_pb2.WeightsSource
+    assert [(d.weights.kind, d.weights.reference) for d in drafts] == [
+        (kinds.KIND_PACKAGE, "some-weights"),
+        (kinds.KIND_HUB, "IMAGENET1K_V2"),
+        (kinds.KIND_FILE, ""),
+    ]
+    assert [d.promote_to for d in drafts] == ["", "", "production"]
+    assert list(drafts[2].labels) == ["cat", "dog"]
+
+
+def test_predictions_name_the_version(run: Any, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"x")
+    result = run("predict", "digits", image, image)
+    assert result.stdout.count("75.0 %") == 2
+    assert "digits/2, sha256 abababababab" in result.stdout
+    found = json.loads(run("predict", "digits", image, "--json").stdout)["predictions"]
+    assert found[0]["image"] == str(image)
+    assert found[0]["prediction"]["classes"] == [{"label": "7", "probability": 0.75}]
+
+
+def test_a_version_is_exported(run: Any, service: Service, tmp_path: Path) -> None:
+    service.export = pieces("model.onnx", b"onnx")
+    assert run("export", "digits/2", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"onnx"
+
+
+def test_a_report_is_written_where_it_is_asked_for(run: Any, tmp_path: Path) -> None:
+    result = run("report", "j1", "--out", tmp_path / "report.html")
+    assert result.exit_code == 0
+    assert (tmp_path / "report.html").read_bytes() == b"<html></html>"
+    assert str(tmp_path / "report.html") in result.stdout
+
+
+def test_an_upload_that_breaks_off_says_how_to_go_on(
+    run: Any, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.cli.options.PATIENCE", 0.2)
+    service.faults.break_after = [0] * 1000
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"x")
+    result = run("upload", tmp_path, "--domain", "pens", "--request-id", "u7")
+    assert result.exit_code == 5
+    assert "--request-id u7" in result.stderr
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exception, match="2") as caught:
+        require("no_such_module", extra="serve,cpu", what="`acclimate serve`")
+    assert getattr(caught.value, "exit_code", None) == 2
+    assert "pip install 'acclimate[serve,cpu]'" in capsys.readouterr().err
+
+
+def test_the_guard_plans_without_a_service(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCLIMATE_SERVER", "127.0.0.1:1")
+    result = run("guard", "plan", "--margin", "0.01", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    free = [row for row in rows if row["discordance"] == 0]
+    # Zero lost of 250 still leaves more than a point: the rule of three.
+    assert min(row["verify"] for row in free) > 250
+    assert run("guard", "plan", "--margin", "2").exit_code == 2
+
+
+def test_an_overload_is_waited_for_as_the_service_asks(run: Any, service: Service) -> None:
+    service.faults.calls = [(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", 0.05)]
+    assert run("models").exit_code == 0
