@@ -25,7 +25,8 @@ from acclimate_service.worker.story import Story
 PARITY_IMAGES = 16
 _KEY = "EXPORTED"
 _LIBRARIES = frozenset(
-    ["acclimate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg", "timm", "torch", "torchvision"]
+    {"acclimate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg"}
+    | {"timm", "torch", "torchvision"}
 )
 
 
