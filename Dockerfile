@@ -52,10 +52,8 @@ FROM base AS runtime
 RUN groupadd --gid 10001 acclimate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/acclimate acclimate \
     && install --directory --owner=10001 --group=10001 --mode=0750 /var/lib/acclimate
-# Libraries that keep caches in a home would write to the volume, and matplotlib does.
 ENV PATH=/opt/acclimate/bin:$PATH \
-    ACCLIMATE_HOME=/var/lib/acclimate \
-    MPLCONFIGDIR=/tmp/matplotlib
+    ACCLIMATE_HOME=/var/lib/acclimate
 VOLUME /var/lib/acclimate
 WORKDIR /var/lib/acclimate
 USER 10001:10001
