@@ -19,9 +19,9 @@ from itertools import pairwise
 import numpy as np
 
 from acclimate_service.domain.errors import DeadlineTooShort, InputMismatch, Overloaded
+from acclimate_service.inference.answer import Answer, Timings, joined
 from acclimate_service.inference.classifier import (
     OUTPUTS,
-    Answers,
     Classifier,
     Pixels,
     check_outputs,
@@ -52,29 +52,6 @@ class Batching:
     def bucket(self, images: int) -> int:
         """The size of the run that *images* are padded to."""
         return next(size for size in self.buckets if size >= images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """Where a request's time went, in nanoseconds, and in what company it ran.
-
-    ``queue`` is its longest wait; ``decode`` and ``infer`` are summed over the threads
-    that worked on it. ``runs`` holds the sizes of the runs that are counted with this
-    request: one that served several requests is counted with the first of them.
-    """
-
-    queue: int
-    decode: int
-    infer: int
-    runs: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The outputs asked for, by name, one row an image, and how long they took."""
-
-    outputs: Answers
-    timings: Timings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +104,11 @@ class Batcher:
     def inside(self) -> int:
         """Images that wait or run."""
         return self._inside
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of run that a version must be warmed for."""
+        return (1,) if self._batching is None else self._batching.buckets
 
     async def submit(
         self,
@@ -217,7 +199,7 @@ class Batcher:
         finally:
             for part in parts:  # no effect on those that ended
                 part.future.cancel()
-        return _joined(answers, decoded)
+        return joined(answers, decoded)
 
     def _parts(self, count: int) -> Iterator[tuple[int, int]]:
         """Where to cut a request: evenly over the threads, or by what a batch can hold."""
@@ -345,25 +327,6 @@ def _decode(images: Encoded) -> tuple[Pixels, int]:
     """The pixels, uint8 [N, S, S, 3], and the nanoseconds that they took."""
     started = time.perf_counter_ns()
     return images.pixels(), time.perf_counter_ns() - started
-
-
-def _joined(answers: list[Answer], decoded: int) -> Answer:
-    """A request's answer from those of its parts, in order."""
-    if len(answers) == 1 and not decoded:
-        return answers[0]
-    timings = [answer.timings for answer in answers]
-    return Answer(
-        outputs={
-            name: np.concatenate([answer.outputs[name] for answer in answers])
-            for name in answers[0].outputs
-        },
-        timings=Timings(
-            queue=max(timing.queue for timing in timings),
-            decode=decoded + sum(timing.decode for timing in timings),
-            infer=sum(timing.infer for timing in timings),
-            runs=tuple(size for timing in timings for size in timing.runs),
-        ),
-    )
 
 
 def _within(wait: float) -> float:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +21,8 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
-from acclimate_service.inference.batcher import Answer, Batcher
+from acclimate_service.inference.answer import Answer
+from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.classifier import Classifier, Pixels
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.inference.statistics import Tally, VersionStatistics
@@ -131,7 +135,12 @@ class Pool(Generic[T]):
 
     At most ``capacity`` versions are loaded at once. Of those that no alias needs and
     no request uses, the ``spare`` used last stay, so that a rollback finds its version
-    loaded. ``warm`` are the batch sizes that each version runs before it serves.
+    loaded. ``warm`` are the batch sizes that each version runs before it serves; by
+    default those that the batcher will run.
+
+    The thread that loads steps back by ``nice`` (on Linux), so that a swap on a busy
+    machine costs the requests beside it nothing. Threads that a session makes for itself
+    inherit that: where ``Execution.intra_op`` is above 1, pass 0.
     """
 
     def __init__(
@@ -140,18 +149,21 @@ class Pool(Generic[T]):
         *,
         capacity: int = 8,
         spare: int = 1,
-        warm: Sequence[int] = (1,),
+        warm: Sequence[int] | None = None,
+        nice: int = 10,
     ) -> None:
         self.batcher = batcher
         self._capacity = capacity
         self._spare = spare
-        self._warm = tuple(warm)
+        self._warm = tuple(batcher.sizes if warm is None else warm)
         self._residents: OrderedDict[str, _Resident[T]] = OrderedDict()  # the last used is last
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._aliases: dict[str, str] = {}
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         # One load at a time: loading is work, and predictions go on beside it.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loader = ThreadPoolExecutor(
+            1, thread_name_prefix="load", initializer=_step_back, initargs=(nice,)
+        )
 
     async def ensure(self, version: str, load: Callable[[], Loaded[T]]) -> Handle[T]:
         """Have *version* loaded and warmed, and hold it.
@@ -322,6 +334,14 @@ class Pool(Generic[T]):
 
     def _aliases_of(self, version: str) -> tuple[str, ...]:
         return tuple(sorted(alias for alias, at in self._aliases.items() if at == version))
+
+
+def _step_back(nice: int) -> None:
+    """Lower the priority of the calling thread alone, where threads have one."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: that is a right
 
 
 def _free(box: list[Loaded[T]]) -> None:

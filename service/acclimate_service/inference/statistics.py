@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from acclimate_service.inference.batcher import Timings
+from acclimate_service.inference.answer import Timings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
-from acclimate_service.inference.batcher import Batcher
+from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
 from acclimate_service.inference.pool import Loaded, Pool
 
@@ -419,6 +421,42 @@ def test_counts_outlive_an_unload(loader: Callable[[int], Loader], images: Pixel
                 with await pool.ensure("a", loader(0)) as handle:
                     await handle.run(images)
             assert pool.statistics()["a"].inferences == 10
+
+    run(test)
+
+
+def test_a_version_is_warmed_for_every_size_that_it_will_run_in() -> None:
+    warmed: list[int] = []
+
+    class Thermometer(Slow):
+        def warm(self, batches: Any = (1,)) -> None:
+            warmed.extend(batches)
+
+    async def test() -> None:
+        batcher = Batcher(threads=1, batching=Batching(images=4, buckets=(1, 2, 4)))
+        pool = Pool[int](batcher)
+        (await pool.ensure("a", lambda: Loaded(classifier=Thermometer(), details=0))).release()
+        await pool.close()
+        await batcher.close()
+
+    run(test)
+    assert warmed == [1, 2, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives threads priorities")
+def test_the_thread_that_loads_steps_back_and_no_other(classifier: Opened) -> None:
+    found: list[int] = []
+
+    def load() -> Loaded[int]:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return Loaded(classifier=classifier(), details=0)
+
+    async def test() -> None:
+        before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        async with pool_of(nice=10) as pool:
+            (await pool.ensure("a", load)).release()
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+        assert found == [max(before, 10)]
 
     run(test)
 
