@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.integration.rpc_server import Service, domain, explained, refusal
 
+from acclimate.oip import grpc_service_pb2
 from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
 from acclimate_service.rpc.server import SERVICES
 
@@ -135,6 +136,8 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_STRING: WORDS,
     FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
     FieldDescriptor.CPPTYPE_ENUM: st.integers(-2, 200),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
@@ -173,7 +176,7 @@ def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 4) -> Message:
 
 METHODS = [
     method
-    for module in (adaptation_pb2, registry_pb2, inference_pb2)
+    for module in (adaptation_pb2, registry_pb2, inference_pb2, grpc_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]

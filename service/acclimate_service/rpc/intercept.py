@@ -20,7 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from acclimate_service.domain.errors import ServerStopping, ServiceError
+from acclimate_service.domain.errors import InvalidSpec, ServerStopping, ServiceError
 from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Gate
 from acclimate_service.rpc.idle import Idle
@@ -48,6 +48,7 @@ class Rule:
     gate: Gate | None
     seconds: float | None  # None: as long as the client likes (streams)
     idle: bool = False
+    message_bytes: int = 4 * 2**20  # of one message; parsed, small fields take many times that
 
 
 _UNGATED: Final = Rule(gate=None, seconds=None, idle=True)
@@ -123,7 +124,7 @@ class _Call:
         self._rule = rule
         self._idle = idle
         self._metrics = metrics
-        self._parse = parse or bytes
+        self._parser = parse or bytes
         self._code = grpc.StatusCode.OK
         self._started = 0.0
 
@@ -172,6 +173,14 @@ class _Call:
             await self._refuse(error, context)
         finally:
             self._end()
+
+    def _parse(self, raw: bytes) -> Any:
+        if len(raw) > self._rule.message_bytes:
+            raise InvalidSpec(
+                f"the message has {len(raw)} bytes; {self._method} takes at most "
+                f"{self._rule.message_bytes}"
+            )
+        return self._parser(raw)
 
     async def _messages(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         while (raw := await self._idle.wait(anext(raws, None))) is not None:

@@ -62,6 +62,7 @@ class Served:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._marker = 0  # the number of the last move in the store that was looked at
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
+        self._unloaded: set[str] = set()  # models that are not to be answered here
 
     @property
     def pool(self) -> Pool[ModelVersion]:
@@ -79,10 +80,17 @@ class Served:
         Raises:
             InvalidName: it is none of the three.
             AliasNotFound: nothing is served under this alias.
+            NotReady: the model was unloaded from this server.
             VersionNotFound, VersionUnloadable: there is no such version to load.
             Overloaded: every place in the pool is taken.
         """
         target = _target(name)
+        if target.model in self._unloaded:
+            raise NotReady(
+                f"models/{target.model} was unloaded from this server; load it again, or move one "
+                "of its aliases",
+                name=name,
+            )
         if isinstance(target, VersionName):
             try:
                 return self._pool.acquire(str(target))
@@ -92,6 +100,14 @@ class Served:
             return self._pool.acquire(str(target))
         except NotReady:
             raise AliasNotFound(str(target)) from None
+
+    def answers(self, name: str) -> bool:
+        """Whether what an alias or a version names is loaded and answers here."""
+        try:
+            self._pool.acquire(name).release()
+        except NotReady:
+            return False
+        return True
 
     def serves(self, alias: AliasName) -> bool:
         """Whether a loaded version answers under *alias*."""
@@ -166,6 +182,48 @@ class Served:
         with contextlib.suppress(VersionInUse):
             await self._pool.unload(str(version))
 
+    # ── on this server alone ──────────────────────────────────────────────────
+
+    async def load(self, model: ModelName) -> None:
+        """Answer for the model here: its aliases as they stand, or else its newest version.
+
+        No alias is moved: a version that none points at only answers to its own name.
+
+        Raises:
+            NotFound: there is no such model.
+            NoIncumbent: it has no version yet.
+            VersionUnloadable: what an alias points at does not load.
+        """
+        async with self._locks[model.model]:
+            await self._lane.run(self._store.registry.get_model, model)
+            aliases = await self._lane.run(self._store.registry.list_aliases, model)
+            for alias in aliases:
+                with await self._load(alias.version):
+                    await self._point(alias.name, alias.version)
+            if not aliases:
+                page = await self._lane.run(self._store.registry.list_versions, model, 1)
+                if not page.items:
+                    raise NoIncumbent(f"{model} has no version that could be loaded")
+                (await self._load(page.items[0].name)).release()
+            self._unloaded.discard(model.model)
+
+    async def unload(self, model: ModelName) -> None:
+        """Stop answering for the model here, after its last request; the store stays as it is.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        async with self._locks[model.model]:
+            await self._lane.run(self._store.registry.get_model, model)
+            self._unloaded.add(model.model)
+            mine = f"{model}/"
+            for alias in self._pool.aliases():
+                if alias.startswith(mine):
+                    await self._unpoint(AliasName.parse(alias))
+            for resident in self._pool.resident():
+                if resident.version.startswith(mine):
+                    await self._pool.unload(resident.version)
+
     # ── following ────────────────────────────────────────────────────────────
 
     async def catch_up(self) -> None:
@@ -186,6 +244,8 @@ class Served:
 
     async def _follow(self, alias: AliasName) -> None:
         async with self._locks[alias.model]:
+            if alias.model in self._unloaded:
+                return
             try:
                 # Where it points now, not where the move went: it may have moved on.
                 current = await self._lane.run(self._store.registry.get_alias, alias)
@@ -232,6 +292,7 @@ class Served:
     async def _point(self, alias: AliasName, version: VersionName) -> None:
         self._pool.point(str(alias), str(version))
         self._behind.pop(alias, None)
+        self._unloaded.discard(alias.model)
         self._metrics.swaps.labels("served").inc()
         structlog.get_logger(__name__).info("alias served", alias=str(alias), version=str(version))
         await self._tell_health(alias)

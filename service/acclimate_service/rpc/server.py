@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 
+from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.v1 import (
     adaptation_pb2,
     adaptation_pb2_grpc,
@@ -29,6 +31,7 @@ from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import InferenceServicer
 from acclimate_service.rpc.intercept import Interceptor, Rule
 from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.oip import InferenceProtocolServicer
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
 from acclimate_service.rpc.registry import RegistryServicer
 from acclimate_service.rpc.served import Served
@@ -40,6 +43,7 @@ SERVICES: Final = (
     adaptation_pb2.DESCRIPTOR.services_by_name["AdaptationService"].full_name,
     registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 
 
@@ -150,12 +154,20 @@ class Server:
             registrations=Registrations(self._store, lane=self._lane, limits=limits.registration),
             served=self.served,
         )
-        inference = InferenceServicer(
-            self.served, gate=Gate("the predictions", limit=limits.predictions, retry_after=0.1)
+        streamed = Gate("the predictions", limit=limits.predictions, retry_after=0.1)
+        inference = InferenceServicer(self.served, gate=streamed)
+        oip = InferenceProtocolServicer(
+            self._store,
+            lane=self._lane,
+            served=self.served,
+            health=self.health,
+            gate=streamed,
+            version=importlib.metadata.version("acclimate"),
         )
         adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, self._server)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         reflection.enable((*SERVICES, health.SERVICE_NAME), self._server)
 
@@ -207,16 +219,30 @@ class Server:
 
 def rules(limits: Limits) -> dict[str, Rule]:
     """The methods that share no gate with the rest: one busy kind never starves another."""
-    adaptation, registry, inference = (f"/{service}/" for service in SERVICES)
+    adaptation, registry, inference, oip = (f"/{service}/" for service in SERVICES)
+    bulk = limits.message_bytes
     loads = Rule(gate=Gate("version loading", limit=64), seconds=limits.load_seconds)
     exports = Rule(gate=Gate("the exports", limit=limits.exports), seconds=None)
+    predictions = Rule(
+        gate=Gate("the predictions", limit=limits.predictions, retry_after=0.1),
+        seconds=limits.call_seconds,
+        message_bytes=bulk,
+    )
+    streams = Rule(
+        gate=Gate("the prediction streams", limit=limits.prediction_streams),
+        seconds=None,
+        message_bytes=bulk,
+    )
     return {
         adaptation + "UploadBatch": Rule(
-            gate=Gate("the uploads", limit=limits.uploads, retry_after=5.0), seconds=None
+            gate=Gate("the uploads", limit=limits.uploads, retry_after=5.0),
+            seconds=None,
+            message_bytes=bulk,
         ),
         registry + "RegisterModel": Rule(
             gate=Gate("the registrations", limit=limits.uploads, retry_after=5.0),
             seconds=limits.upload.stream_seconds,
+            message_bytes=bulk,
         ),
         adaptation + "WatchAdaptationJob": Rule(
             gate=Gate("the watchers", limit=limits.watchers, retry_after=5.0),
@@ -227,11 +253,10 @@ def rules(limits: Limits) -> dict[str, Rule]:
         registry + "ExportModelVersion": exports,
         registry + "SetAlias": loads,
         registry + "RollbackAlias": loads,
-        inference + "Predict": Rule(
-            gate=Gate("the predictions", limit=limits.predictions, retry_after=0.1),
-            seconds=limits.call_seconds,
-        ),
-        inference + "PredictStream": Rule(
-            gate=Gate("the prediction streams", limit=limits.prediction_streams), seconds=None
-        ),
+        oip + "RepositoryModelLoad": loads,
+        oip + "RepositoryModelUnload": loads,
+        inference + "Predict": predictions,
+        oip + "ModelInfer": predictions,
+        inference + "PredictStream": streams,
+        oip + "ModelStreamInfer": streams,
     }

@@ -1,0 +1,255 @@
+"""Inference messages of the Open Inference Protocol: only proto ↔ arrays.
+
+A model has one input, ``images``, which comes as UINT8 pixels [N, size, size, 3], as
+FP32 of the same shape holding whole numbers from 0 to 255, or as BYTES [N]: N image
+files. Its outputs are FP32. Tensors may be raw (row-major, little-endian) or typed; an
+answer has the form of its request.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate.oip import grpc_service_pb2 as pb
+from acclimate_service.domain.errors import InputMismatch, InvalidSpec
+from acclimate_service.domain.model import PRODUCTION, ModelVersion, Preprocessing
+from acclimate_service.domain.names import AliasName, VersionName, check_id
+from acclimate_service.inference.classifier import INPUT, OUTPUTS, Pixels
+from acclimate_service.inference.encoded import Encoded
+from acclimate_service.rpc import fields
+from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs
+
+Parameters = Mapping[str, pb.InferParameter]
+Tensor = pb.ModelInferRequest.InferInputTensor
+
+FINAL_ASKED: Final = "triton_enable_empty_final_response"
+FINAL: Final = "triton_final_response"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One output asked for. ``classes`` > 0 asks for that many labels instead of numbers."""
+
+    name: str
+    classes: int = 0
+
+
+def target(name: str, version: str) -> str:
+    """The resource name that a model's and a version's plain ids mean.
+
+    Without a version it is the model's alias "production".
+
+    Raises:
+        InvalidName: one of them is not an id.
+    """
+    if version:
+        return str(VersionName(check_id(name), check_id(version)))
+    return str(AliasName(check_id(name), PRODUCTION))
+
+
+def images(request: pb.ModelInferRequest, preprocessing: Preprocessing) -> Pixels | Encoded:
+    """The pixels or the image files of a request.
+
+    Raises:
+        InputMismatch: not exactly one input ``images`` of a shape and type that is taken.
+        InvalidSpec: raw and typed contents are mixed, or shared memory is asked for.
+    """
+    if [tensor.name for tensor in request.inputs] != [INPUT]:
+        raise InputMismatch(f"a request has exactly one input, {INPUT!r}")
+    tensor = request.inputs[0]
+    _no_shared_memory(tensor.parameters)
+    raw = _raw(request, tensor)
+    if tensor.datatype == "BYTES":
+        count = _count(tensor.shape, ())
+        files = tensor.contents.bytes_contents if raw is None else _strings(raw)
+        if len(files) != count:
+            raise InputMismatch(f"the shape says {count} image files, {len(files)} came")
+        return Encoded(files=tuple(files), preprocessing=preprocessing)
+    count = _count(tensor.shape, (preprocessing.size, preprocessing.size, 3))
+    flat = _uint8(tensor, raw)
+    shape = (count, preprocessing.size, preprocessing.size, 3)
+    if flat.size != math.prod(shape):
+        raise InputMismatch(
+            f"the shape {list(shape)} needs {math.prod(shape)} elements, {flat.size} came"
+        )
+    return flat.reshape(shape)
+
+
+def _raw(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | None:
+    if not request.raw_input_contents:
+        return None
+    if len(request.raw_input_contents) != 1 or tensor.HasField("contents"):
+        raise InvalidSpec(
+            "give the one input's contents either raw or typed", field="raw_input_contents"
+        )
+    return request.raw_input_contents[0]
+
+
+def _count(shape: Sequence[int], rest: tuple[int, ...]) -> int:
+    """N of a shape [N, *rest]."""
+    if not shape or tuple(shape[1:]) != rest or not 0 < shape[0] <= IMAGE_LIMIT:
+        wanted = ["N", *map(str, rest)]
+        raise InputMismatch(
+            f"the input has the shape {list(shape)[:8]}, not [{', '.join(wanted)}] with N from 1 "
+            f"to {IMAGE_LIMIT}"
+        )
+    return shape[0]
+
+
+def _uint8(tensor: Tensor, raw: bytes | None) -> NDArray[np.uint8]:
+    if tensor.datatype == "UINT8":
+        if raw is not None:
+            return np.frombuffer(raw, np.uint8)
+        return _whole(np.array(tensor.contents.uint_contents, np.float64))
+    if tensor.datatype == "FP32":
+        if raw is None:
+            return _whole(np.array(tensor.contents.fp32_contents, np.float64))
+        if len(raw) % 4:
+            raise InputMismatch(f"{len(raw)} bytes are no whole number of FP32 elements")
+        return _whole(np.frombuffer(raw, "<f4"))
+    raise InputMismatch(
+        f"the datatype is {tensor.datatype[:20]!r}; UINT8, FP32 and BYTES are taken"
+    )
+
+
+def _whole(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Pixels as they are; anything that would have to be rounded or clipped is refused.
+
+    Raises:
+        InputMismatch: a value is not a whole number from 0 to 255 (NaN is none).
+    """
+    with np.errstate(invalid="ignore"):
+        pixels = values.astype(np.uint8)
+    if not np.array_equal(pixels, values):
+        raise InputMismatch(
+            "pixels are whole numbers from 0 to 255; the model normalises them itself"
+        )
+    return pixels
+
+
+def _strings(raw: bytes) -> list[bytes]:
+    """The elements of a raw BYTES tensor: each after its length, four bytes little-endian."""
+    found, start = [], 0
+    while start < len(raw):
+        if start + 4 > len(raw):
+            raise InputMismatch("the raw BYTES tensor ends within a length")
+        (length,) = struct.unpack_from("<I", raw, start)
+        start += 4
+        if start + length > len(raw):
+            raise InputMismatch("the raw BYTES tensor ends within an element")
+        found.append(raw[start : start + length])
+        start += length
+    return found
+
+
+def _no_shared_memory(parameters: Parameters) -> None:
+    if any(key.startswith("shared_memory") for key in parameters):
+        raise InvalidSpec("shared memory is not supported; send the tensor", field="parameters")
+
+
+def wanted(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
+    """The outputs asked for; all of them if none is named.
+
+    Raises:
+        InputMismatch: there is no such output, or one is named twice.
+        InvalidSpec: a parameter makes no sense.
+    """
+    fields.text("id", request.id, limit=300)
+    if not request.outputs:
+        return tuple(Wanted(name=name) for name in OUTPUTS)
+    names = [output.name for output in request.outputs]
+    if not set(names) <= set(OUTPUTS) or len(set(names)) != len(names):
+        raise InputMismatch(f"outputs are some of {list(OUTPUTS)}, each at most once")
+    return tuple(_wanted(output) for output in request.outputs)
+
+
+def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
+    _no_shared_memory(output.parameters)
+    classes = output.parameters["classification"].int64_param if output.parameters else 0
+    if output.name == "embeddings" and classes:
+        raise InvalidSpec("embeddings are of no class", field="outputs.parameters")
+    return Wanted(
+        name=output.name,
+        classes=fields.count("outputs.parameters.classification", classes, most=10_000),
+    )
+
+
+def timeout(request: pb.ModelInferRequest) -> float | None:
+    """After how many seconds the answer is of no use, if the request says so.
+
+    Raises:
+        InvalidSpec: the parameter ``timeout`` (microseconds) is negative.
+    """
+    if "timeout" not in request.parameters:
+        return None
+    microseconds = request.parameters["timeout"].int64_param
+    return fields.count("parameters.timeout", microseconds, most=2**53) / 1e6 or None
+
+
+def response(
+    request: pb.ModelInferRequest,
+    version: ModelVersion,
+    asked: Sequence[Wanted],
+    outputs: Outputs,
+) -> pb.ModelInferResponse:
+    """Write the answer of *version*, whose model.onnx is named by the parameter ``sha256``."""
+    answer = pb.ModelInferResponse(
+        model_name=request.model_name, model_version=version.name.version, id=request.id
+    )
+    answer.parameters["sha256"].string_param = version.manifest.artifacts.onnx
+    if FINAL_ASKED in request.parameters:
+        answer.parameters[FINAL].bool_param = True
+    for output in asked:
+        values = outputs[output.name]
+        if output.classes:
+            named = _classes(values, version.manifest.labels, output.classes)
+            _add_strings(request, answer, output.name, named)
+        else:
+            _add_floats(request, answer, output.name, values)
+    return answer
+
+
+def _add_floats(
+    request: pb.ModelInferRequest,
+    answer: pb.ModelInferResponse,
+    name: str,
+    values: NDArray[np.float32],
+) -> None:
+    tensor = answer.outputs.add(name=name, datatype="FP32", shape=values.shape)
+    if request.raw_input_contents:
+        answer.raw_output_contents.append(values.astype("<f4", copy=False).tobytes())
+    else:
+        tensor.contents.fp32_contents.extend(values.ravel().tolist())
+
+
+def _add_strings(
+    request: pb.ModelInferRequest,
+    answer: pb.ModelInferResponse,
+    name: str,
+    rows: Sequence[Sequence[bytes]],
+) -> None:
+    shape = (len(rows), len(rows[0]))
+    tensor = answer.outputs.add(name=name, datatype="BYTES", shape=shape)
+    flat = [element for row in rows for element in row]
+    if request.raw_input_contents:
+        lengths = (struct.pack("<I", len(element)) for element in flat)
+        raw = b"".join(part for pair in zip(lengths, flat, strict=True) for part in pair)
+        answer.raw_output_contents.append(raw)
+    else:
+        tensor.contents.bytes_contents.extend(flat)
+
+
+def _classes(values: NDArray[np.float32], labels: Sequence[str], count: int) -> list[list[bytes]]:
+    """Triton's classification extension: ``value:index:label``, the best first."""
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return [
+        [f"{row[index]:f}:{index}:{labels[index]}".encode() for index in best]
+        for row, best in zip(values, order, strict=True)
+    ]

@@ -1,0 +1,214 @@
+"""``inference.GRPCInferenceService``: the Open Inference Protocol, version 2.
+
+Its model names are our model ids, its versions our version ids; without a version, the
+model's alias "production" answers. What is loaded and served changes through the same
+``Served`` as everywhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc.aio
+
+from acclimate.oip import grpc_service_pb2 as pb
+from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
+from acclimate_service.domain.errors import InvalidSpec, ServiceError
+from acclimate_service.domain.names import ModelName, VersionName, check_id
+from acclimate_service.rpc import convert_oip as convert
+from acclimate_service.rpc import convert_repository, status
+from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.health import Health
+from acclimate_service.rpc.inference import deadline
+from acclimate_service.rpc.served import Served
+from acclimate_service.store import Store
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
+INDEX_LIMIT: Final = 10_000  # versions an index lists
+PAGE: Final = 500
+
+
+class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
+    """Answers from what is *served*; the store is read in *lane*.
+
+    *gate* bounds the requests that streams have open; *version* is the server's own.
+    """
+
+    def __init__(
+        self, store: Store, *, lane: Lane, served: Served, health: Health, gate: Gate, version: str
+    ) -> None:
+        self._store = store
+        self._lane = lane
+        self._served = served
+        self._health = health
+        self._gate = gate
+        self._version = version
+
+    # ── the server ───────────────────────────────────────────────────────────
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: Context
+    ) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: Context
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._health.ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name="acclimate", version=self._version, extensions=EXTENSIONS
+        )
+
+    # ── models ───────────────────────────────────────────────────────────────
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
+        name = convert.target(request.name, request.version)
+        return pb.ModelReadyResponse(ready=self._served.answers(name))
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        with await self._served.hold(convert.target(request.name, request.version)) as handle:
+            names = await self._lane.run(self._versions, ModelName(request.name))
+            versions = [name.version for name in names]
+            return convert_repository.metadata(request.name, handle.details, versions)
+
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, context: Context
+    ) -> pb.ModelConfigResponse:
+        with await self._served.hold(convert.target(request.name, request.version)) as handle:
+            return convert_repository.model_config(request.name, handle.details)
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        if request.name:
+            await self._lane.run(self._store.registry.get_model, ModelName(check_id(request.name)))
+        counted = {
+            VersionName.parse(name): counts
+            for name, counts in self._served.pool.statistics().items()
+        }
+        return pb.ModelStatisticsResponse(
+            model_stats=[
+                convert_repository.statistics(name, counts)
+                for name, counts in sorted(counted.items())
+                if request.name in ("", name.model) and request.version in ("", name.version)
+            ]
+        )
+
+    # ── inference ────────────────────────────────────────────────────────────
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: Context
+    ) -> pb.ModelInferResponse:
+        return await self._infer(request, deadline(context))
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        async for request in request_iterator:
+            try:
+                with self._gate.enter():
+                    answer = await self._infer(request, deadline(context))
+                yield pb.ModelStreamInferResponse(infer_response=answer)
+            except ServiceError as error:
+                yield pb.ModelStreamInferResponse(
+                    error_message=f"[{error.reason}] {status.status_of(error).message}",
+                    infer_response=pb.ModelInferResponse(
+                        model_name=request.model_name, id=request.id
+                    ),
+                )
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, deadline: float | None
+    ) -> pb.ModelInferResponse:
+        patience = convert.timeout(request)
+        if patience is not None:
+            own = time.monotonic() + patience
+            deadline = own if deadline is None else min(own, deadline)
+        asked = convert.wanted(request)
+        name = convert.target(request.model_name, request.model_version)
+        with await self._served.hold(name) as handle:
+            preprocessing = handle.details.manifest.preprocessing
+            # Typed numbers are a Python object each: too many for the event loop.
+            images = (
+                convert.images(request, preprocessing)
+                if request.raw_input_contents
+                else await self._lane.run(convert.images, request, preprocessing)
+            )
+            outputs = [output.name for output in asked]
+            answer = await handle.run(images, outputs, deadline=deadline)
+            return convert.response(request, handle.details, asked, answer.outputs)
+
+    # ── the repository ───────────────────────────────────────────────────────
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        _only_repository(request.repository_name)
+        versions = await self._lane.run(self._all_versions)
+        return convert_repository.index(versions, self._served.pool.resident(), ready=request.ready)
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        _only_repository(request.repository_name)
+        if request.parameters:
+            # Triton would take a configuration and files; here a version exists only
+            # because a guard accepted it.
+            raise InvalidSpec("a load takes no parameters", field="parameters")
+        await self._served.load(ModelName(check_id(request.model_name)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        _only_repository(request.repository_name)
+        await self._served.unload(ModelName(check_id(request.model_name)))
+        return pb.RepositoryModelUnloadResponse()
+
+    def _versions(self, model: ModelName) -> list[VersionName]:
+        """The names of the model's versions, newest first."""
+        names: list[VersionName] = []
+        token = ""
+        while len(names) < INDEX_LIMIT:
+            page = self._store.registry.list_versions(model, PAGE, token)
+            names += [item.name for item in page.items]
+            token = page.next_token
+            if not token:
+                break
+        return names
+
+    def _all_versions(self) -> list[VersionName]:
+        names: list[VersionName] = []
+        token = ""
+        while len(names) < INDEX_LIMIT:
+            page = self._store.registry.list_models(PAGE, token)
+            for model in page.items:
+                names += self._versions(model.name)
+            token = page.next_token
+            if not token:
+                break
+        return names[:INDEX_LIMIT]
+
+
+def _only_repository(name: str) -> None:
+    if name:
+        raise InvalidSpec("there is one repository, and it has no name", field="repository_name")
