@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.inference.probe import probe
 from acclimate_service.rpc.server import Limits, Server
-from acclimate_service.store import open_store
+from acclimate_service.store import Store, open_store
 
 PORT_FILE = "serve.port"
 
@@ -74,19 +76,49 @@ async def _serve(settings: ServeSettings) -> int:
         batching=None if execution.provider == "cpu" else Batching(),
     )
     pool: Pool[ModelVersion] = Pool(batcher, capacity=settings.resident_versions)
-    with contextlib.closing(open_store(settings.store_url(), settings.blob_root())) as store:
-        server = Server(store, pool, execution=execution, limits=_limits(settings))
+    store = open_store(settings.store_url(), settings.blob_root())
+    tidying = threading.Thread(target=_reconcile, args=(store,), name="reconcile", daemon=True)
+    server = Server(store, pool, execution=execution, limits=_limits(settings))
+    try:
         port = server.listen(settings.host, settings.port)
-        try:
-            await server.start()
-            with _announced(settings, port), _metrics(settings, server):
-                await stop.wait()
-                await server.stop(settings.drain_seconds)
-        finally:
-            await server.stop(0)
-            await pool.close()
-            await batcher.close()
+        _warn_of_open_door(settings)
+        await server.start()
+        tidying.start()
+        with _announced(settings, port), _metrics(settings, server):
+            await server.until(stop)
+            await server.stop(settings.drain_seconds)
+    finally:
+        await server.stop(0)
+        await pool.close()
+        await batcher.close()
+        if not tidying.is_alive():  # else the end of the process closes it
+            store.close()
     return 0
+
+
+def _reconcile(store: Store) -> None:
+    """Collect what crashes left behind, beside serving; what is missing is told."""
+    log = structlog.get_logger(__name__)
+    try:
+        found = store.reconcile()
+    except ServiceError as error:
+        log.warning("not reconciled", reason=error.reason, message=str(error))
+        return
+    log.info("reconciled", orphans=found.orphans, freed=found.freed, expired=len(found.expired))
+    if found.missing:
+        log.error("files are missing", count=len(found.missing), first=found.missing[0])
+
+
+def _warn_of_open_door(settings: ServeSettings) -> None:
+    """Say loudly that whoever reaches this address may do everything."""
+    try:
+        local = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        local = settings.host == "localhost"
+    if not local:
+        structlog.get_logger(__name__).warning(
+            "listening beyond this machine without TLS or authentication", host=settings.host
+        )
 
 
 def _execution(settings: ServeSettings) -> Execution:

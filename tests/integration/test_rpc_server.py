@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,11 +14,27 @@ from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.integration.rpc_server import Service, domain, explained, refusal
+from tests.integration.rpc_server import (
+    Service,
+    ask,
+    classifier,
+    domain,
+    explained,
+    fresh_store,
+    model,
+    plain,
+    promote,
+    refusal,
+    running,
+    version,
+)
 
 from acclimate.oip import grpc_service_pb2
 from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
-from acclimate_service.rpc.server import SERVICES
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
+from acclimate_service.rpc.server import SERVICES, Limits
+from acclimate_service.store.engine import Database
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
@@ -212,3 +231,85 @@ def test_whatever_is_sent_is_answered_or_refused_with_a_reason(
         code, info = explained(refused)
         assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), refused
         assert info.reason, refused
+
+
+WATCH = "/acclimate.v1.AdaptationService/WatchAdaptationJob"
+
+# ── a store that goes and comes back ─────────────────────────────────────────
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until *condition* holds."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not come true"
+        time.sleep(0.02)
+
+
+def test_predictions_go_on_without_the_store_and_health_says_what_does_not(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adaptation, registry, inference, oip = SERVICES
+    name = model(service.store, "independent")
+    promote(service, name, version(service.store, name, classifier(31)))
+
+    def gone(*_: object, **__: object) -> object:
+        raise StoreUnavailable("the test took it away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "read", gone)
+        patch.setattr(Database, "write", gone)
+        until(lambda: service.health(adaptation) == "NOT_SERVING")
+        assert (service.health(registry), service.health("")) == ("NOT_SERVING", "NOT_SERVING")
+        assert (service.health(inference), service.health(oip)) == ("SERVING", "SERVING")
+        assert service.health(str(name)) == "SERVING"
+        answer = service.inference.Predict(ask(name, plain((250, 0, 0))), timeout=10)
+        assert answer.predictions[0].classes[0].label == "red"
+        code, info = refusal(
+            lambda: service.adaptation.ListDomains(adaptation_pb2.ListDomainsRequest(), timeout=10)
+        )
+        assert (code, info.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    until(lambda: service.health(adaptation) == "SERVING")
+    assert service.health("") == "SERVING"
+
+
+def test_a_message_too_large_for_its_method_is_refused_before_it_is_parsed(
+    service: Service,
+) -> None:
+    labels = [f"{number:0100d}" for number in range(60_000)]
+    request = adaptation_pb2.CreateDomainRequest(domain_id="huge", labels=labels)
+    code, info = refusal(lambda: service.adaptation.CreateDomain(request, timeout=10))
+    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_SPEC")
+
+
+def test_health_is_answered_while_a_thousand_streams_wait(tmp_path: Path) -> None:
+    store = fresh_store(tmp_path)
+    limits = Limits(watchers=300, poll_seconds=0.05)
+    with running(store, limits) as service:
+        name = model(store, "crowded", labels=())
+        draft = JobDraft(
+            kind=JobKind.REGISTER,
+            model=name,
+            source=None,
+            target=None,
+            incumbent=None,
+            spec=JobSpec(),
+        )
+        job = str(store.jobs.enqueue(draft, request_id="").name)
+        request = adaptation_pb2.WatchAdaptationJobRequest(name=job, after_sequence=1)
+        watch: Any = service.adaptation.WatchAdaptationJob
+        streams = [watch(request, timeout=60) for _ in range(1000)]
+        until(lambda: sum(stream.done() for stream in streams) == 700, seconds=30)
+        assert {stream.code() for stream in streams if stream.done()} == {
+            grpc.StatusCode.RESOURCE_EXHAUSTED
+        }
+        waits = []
+        for _ in range(50):
+            began = time.monotonic()
+            assert service.health() == "SERVING"
+            waits.append(time.monotonic() - began)
+        assert sorted(waits)[45] < 0.1
+        for stream in streams:
+            stream.cancel()
+        until(lambda: service.server.metrics.open.labels(WATCH)._value.get() == 0)
+    store.close()

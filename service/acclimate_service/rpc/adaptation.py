@@ -44,19 +44,21 @@ _NAMED: Final = 5  # labels that an error names before it only counts
 
 
 class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
-    """Converts, acts on the store in *lane*, converts back."""
+    """Converts, acts on the store in *lane* (on whole files in *files*), converts back."""
 
     def __init__(
         self,
         store: Store,
         *,
         lane: Lane,
+        files: Lane,
         uploads: Uploads,
         watchers: Watchers,
         max_queued_jobs: int,
     ) -> None:
         self._store = store
         self._lane = lane
+        self._files = files
         self._uploads = uploads
         self._watchers = watchers
         self._max_queued_jobs = max_queued_jobs
@@ -183,7 +185,7 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
                 "WatchAdaptationJob",
                 state=job.state.value,
             )
-        async for chunk in blob_chunks(self._store.blobs, digest, lane=self._lane):
+        async for chunk in blob_chunks(self._store.blobs, digest, lane=self._files):
             yield pb.GetReportResponse(chunk=chunk)
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

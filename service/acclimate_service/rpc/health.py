@@ -1,8 +1,10 @@
 """Health that tells the truth, for the whole server, each service and each model.
 
-``""`` and the services' names are SERVING from when the store was reached and every
-alias was tried, until the server drains or the store is gone. ``models/m`` is SERVING
-while a loaded, warmed version answers for its alias "production".
+Everything is NOT_SERVING until the store was reached and every alias was tried, and
+from when the server drains. In between, ``""`` and the services that need the store are
+SERVING while it is in reach; those that predict need none, and go on without it: they
+are what a balancer of predictions should ask for. ``models/m`` is SERVING while a
+loaded, warmed version answers for its alias "production".
 """
 
 from __future__ import annotations
@@ -24,24 +26,36 @@ NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 class Health:
     """The states, and the servicer that tells them (``grpc.health.v1``)."""
 
-    def __init__(self, services: Iterable[str]) -> None:
+    def __init__(self, *, storing: Iterable[str], predicting: Iterable[str]) -> None:
         self.servicer = aio.HealthServicer()
-        self._services = ("", *services)
-        self._ready = False
-        self._draining = False
+        self._storing = ("", *storing)
+        self._predicting = tuple(predicting)
+        self._stored: bool | None = None
+        self._predicts = False
 
     @property
-    def ready(self) -> bool:
-        """Whether the server as a whole is SERVING."""
-        return self._ready and not self._draining
+    def predicts(self) -> bool:
+        """Whether predictions are answered."""
+        return self._predicts
 
-    async def set_ready(self, ready: bool, why: str = "") -> None:
-        """Say whether the server can do its work; *why* is logged where it cannot."""
-        if ready != self._ready:
-            self._ready = ready
-            structlog.get_logger(__name__).info("readiness changed", ready=ready, why=why)
-        for service in self._services:
-            await self.servicer.set(service, SERVING if ready else NOT_SERVING)
+    async def begin(self) -> None:
+        """NOT_SERVING, while the server is coming up."""
+        for service in (*self._storing, *self._predicting):
+            await self.servicer.set(service, NOT_SERVING)
+
+    async def set_predicting(self) -> None:
+        """Say that every alias was tried, so that predictions are answered."""
+        self._predicts = True
+        for service in self._predicting:
+            await self.servicer.set(service, SERVING)
+
+    async def set_stored(self, reached: bool, why: str = "") -> None:
+        """Say whether the store is in reach; *why* is logged where it is not."""
+        if reached != self._stored:
+            self._stored = reached
+            structlog.get_logger(__name__).info("store in reach", reached=reached, why=why)
+        for service in self._storing:
+            await self.servicer.set(service, SERVING if reached else NOT_SERVING)
 
     async def set_model(self, model: ModelName, served: bool) -> None:
         """Say whether the model's alias "production" is answered."""
@@ -49,5 +63,5 @@ class Health:
 
     async def drain(self) -> None:
         """NOT_SERVING for good, so that balancers look elsewhere before anything stops."""
-        self._draining = True
+        self._predicts = False
         await self.servicer.enter_graceful_shutdown()

@@ -58,7 +58,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps each method's handler, once for each call.
 
     *rules* are by full method name (``/package.Service/Method``); *default* holds for
-    unary methods without one. Health and reflection pass without a gate.
+    unary methods without one. Health checks pass without a gate.
 
     ``idle`` holds the waits that are broken off when the server stops.
     """
@@ -80,10 +80,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
         given = dict(handler_call_details.invocation_metadata or ()).get(REQUEST_ID_KEY, "")
         if not (isinstance(given, str) and fields.REQUEST_ID.fullmatch(given)):
             given = uuid.uuid4().hex
+        quiet = method.startswith(_QUIET)
         call = _Call(
             method=method,
             call_id=given,
-            rule=_UNGATED if method.startswith(_QUIET) else self._rules.get(method, self._default),
+            rule=self._rules.get(method, _UNGATED if quiet else self._default),
+            quiet=quiet,
             idle=self.idle,
             metrics=self._metrics,
             parse=handler.request_deserializer,
@@ -115,6 +117,7 @@ class _Call:
         method: str,
         call_id: str,
         rule: Rule,
+        quiet: bool,
         idle: Idle,
         metrics: Metrics,
         parse: Callable[[bytes], Any] | None,
@@ -122,6 +125,7 @@ class _Call:
         self._method = method
         self._call_id = call_id
         self._rule = rule
+        self._quiet = quiet
         self._idle = idle
         self._metrics = metrics
         self._parser = parse or bytes
@@ -216,7 +220,7 @@ class _Call:
         self._metrics.open.labels(self._method).dec()
         self._metrics.calls.labels(self._method, self._code.name).inc()
         self._metrics.seconds.labels(self._method).observe(seconds)
-        if self._rule is not _UNGATED:
+        if not self._quiet:
             structlog.get_logger(__name__).debug(
                 "call ended", code=self._code.name, seconds=round(seconds, 4)
             )

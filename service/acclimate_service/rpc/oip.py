@@ -65,7 +65,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(
         self, request: pb.ServerReadyRequest, context: Context
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._health.ready)
+        return pb.ServerReadyResponse(ready=self._health.predicts)
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context

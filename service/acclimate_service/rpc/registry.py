@@ -26,13 +26,23 @@ REASON_LENGTH: Final = 1000  # characters
 
 
 class RegistryServicer(pb_grpc.RegistryServiceServicer):
-    """Converts, acts on the store in *lane* or on what is *served*, converts back."""
+    """Converts, acts on the store or on what is *served*, converts back.
+
+    The store is called in *lane*, for whole files in *files*.
+    """
 
     def __init__(
-        self, store: Store, *, lane: Lane, registrations: Registrations, served: Served
+        self,
+        store: Store,
+        *,
+        lane: Lane,
+        files: Lane,
+        registrations: Registrations,
+        served: Served,
     ) -> None:
         self._store = store
         self._lane = lane
+        self._files = files
         self._registrations = registrations
         self._served = served
 
@@ -95,7 +105,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         version = await self._lane.run(self._store.registry.get_version, name)
         files = version.manifest.artifacts
         for file, digest in (("model.onnx", files.onnx), ("weights.safetensors", files.weights)):
-            async for chunk in blob_chunks(self._store.blobs, digest, lane=self._lane):
+            async for chunk in blob_chunks(self._store.blobs, digest, lane=self._files):
                 yield pb.ExportModelVersionResponse(file=file, chunk=chunk)
             yield pb.ExportModelVersionResponse(file=file, sha256=digest)
         manifest = version.manifest.model_dump_json(indent=2).encode()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
+import zlib
 
 import structlog
 
@@ -35,6 +35,7 @@ from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.store import Store
 
 RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
+LOCKS = 64  # that the moves of all models share
 
 
 class Served:
@@ -59,7 +60,8 @@ class Served:
         self._lane = lane
         self._health = health
         self._metrics = metrics
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
+        # A fixed number: names come from callers, and must not fill the memory.
+        self._locks = tuple(asyncio.Lock() for _ in range(LOCKS))
         self._marker = 0  # the number of the last move in the store that was looked at
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._unloaded: set[str] = set()  # models that are not to be answered here
@@ -131,7 +133,7 @@ class Served:
             VersionUnloadable: it does not load; the alias stays where it is.
             AliasMoved: *expect* is given and the alias points elsewhere.
         """
-        async with self._locks[alias.model]:
+        async with self._lock(alias.model):
             with await self._load(version):
                 moved = await self._lane.run(
                     self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
@@ -148,7 +150,7 @@ class Served:
             VersionUnloadable: what it pointed at does not load any more.
             AliasMoved: somebody moved it meanwhile.
         """
-        async with self._locks[alias.model]:
+        async with self._lock(alias.model):
             now = await self._lane.run(self._store.registry.get_alias, alias)
             if now.previous is None:
                 raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
@@ -165,7 +167,7 @@ class Served:
         Raises:
             AliasNotFound: there is no such alias.
         """
-        async with self._locks[alias.model]:
+        async with self._lock(alias.model):
             await self._lane.run(self._store.registry.delete_alias, alias, who=who, why=why)
             await self._unpoint(alias)
 
@@ -194,7 +196,7 @@ class Served:
             NoIncumbent: it has no version yet.
             VersionUnloadable: what an alias points at does not load.
         """
-        async with self._locks[model.model]:
+        async with self._lock(model.model):
             await self._lane.run(self._store.registry.get_model, model)
             aliases = await self._lane.run(self._store.registry.list_aliases, model)
             for alias in aliases:
@@ -213,7 +215,7 @@ class Served:
         Raises:
             NotFound: there is no such model.
         """
-        async with self._locks[model.model]:
+        async with self._lock(model.model):
             await self._lane.run(self._store.registry.get_model, model)
             self._unloaded.add(model.model)
             mine = f"{model}/"
@@ -243,7 +245,7 @@ class Served:
             self._marker = moves[-1].number
 
     async def _follow(self, alias: AliasName) -> None:
-        async with self._locks[alias.model]:
+        async with self._lock(alias.model):
             if alias.model in self._unloaded:
                 return
             try:
@@ -272,6 +274,10 @@ class Served:
                 await self._tell_health(alias)
 
     # ── inside ───────────────────────────────────────────────────────────────
+
+    def _lock(self, model: str) -> asyncio.Lock:
+        """What orders the moves of a model, so that a slow one cannot overtake a later one."""
+        return self._locks[zlib.crc32(model.encode()) % LOCKS]
 
     async def _load(self, name: VersionName) -> Handle[ModelVersion]:
         return await self._pool.ensure(str(name), lambda: self._open(name))

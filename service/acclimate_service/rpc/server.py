@@ -47,6 +47,8 @@ SERVICES: Final = (
 )
 
 
+REFLECTIONS: Final = 100  # streams that ask what the server has
+PROBE_SECONDS: Final = 5.0  # in which a store that is in reach answers
 HEALTH_SECONDS: Final = 0.05  # in which those who watch the health hear of the end
 
 
@@ -102,18 +104,19 @@ class Server:
         self, store: Store, pool: Pool[ModelVersion], *, execution: Execution, limits: Limits
     ) -> None:
         self.metrics = Metrics()
-        self.health = Health(SERVICES)
+        self.health = Health(storing=SERVICES[:2], predicting=SERVICES[2:])
         self._store = store
         self._limits = limits
         self._following: asyncio.Task[None] | None = None
         self._lane = Lane("store", threads=limits.store_threads, waiting=limits.calls)
-        # Apart from the store's lane, so that decoding never delays an answer, and
-        # apart from each other, so that a full lane is not taken for a lost store.
+        # Apart from the store's lane and from each other, so that neither decoding nor a
+        # slow disk delays an answer, and a full lane is not taken for a lost store.
         self._ingest = Lane(
             "ingest",
             threads=limits.decode_threads,
             waiting=limits.uploads * limits.upload.group_examples,
         )
+        self._files = Lane("files", threads=4, waiting=4 * limits.uploads + limits.exports)
         self._probe = Lane("probe", threads=1, waiting=0)
         self.served = Served(
             store,
@@ -138,9 +141,10 @@ class Server:
         adaptation = AdaptationServicer(
             self._store,
             lane=self._lane,
+            files=self._files,
             uploads=Uploads(
                 self._store,
-                lane=self._lane,
+                lane=self._files,
                 ingest=self._ingest,
                 metrics=self.metrics,
                 limits=limits.upload,
@@ -151,7 +155,8 @@ class Server:
         registry = RegistryServicer(
             self._store,
             lane=self._lane,
-            registrations=Registrations(self._store, lane=self._lane, limits=limits.registration),
+            files=self._files,
+            registrations=Registrations(self._store, lane=self._files, limits=limits.registration),
             served=self.served,
         )
         streamed = Gate("the predictions", limit=limits.predictions, retry_after=0.1)
@@ -186,23 +191,39 @@ class Server:
         Raises:
             StoreUnavailable: the store is out of reach.
         """
-        await self.health.set_ready(False)
+        await self.health.begin()
         await self._server.start()
         await self.served.catch_up()
-        await self.health.set_ready(True)
+        await self.health.set_predicting()
+        await self.health.set_stored(True)
         self._following = asyncio.create_task(self._follow())
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Wait for *stop*.
+
+        Raises:
+            Exception: what ended the following of the store, which nothing should. A
+                server that no longer follows must not go on as if it did.
+        """
+        assert self._following is not None
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopped, self._following}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._following.done():
+            self._following.result()
 
     async def _follow(self) -> None:
         """Keep up with the store, and say so when it is gone or back."""
         while True:
             await asyncio.sleep(self._limits.poll_seconds)
             try:
-                await self._probe.run(self._store.ping)
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._probe.run(self._store.ping)
                 await self.served.catch_up()
-            except (StoreUnavailable, Overloaded) as error:
-                await self.health.set_ready(False, why=str(error))
+            except (StoreUnavailable, Overloaded, TimeoutError) as error:
+                await self.health.set_stored(False, why=str(error) or "it does not answer")
             else:
-                await self.health.set_ready(True)
+                await self.health.set_stored(True)
 
     async def stop(self, grace: float) -> None:
         """Drain: say NOT_SERVING, take nothing new, let what runs end within *grace* seconds."""
@@ -213,7 +234,7 @@ class Server:
         await asyncio.sleep(HEALTH_SECONDS)
         self._idle.stop()
         await self._server.stop(grace)
-        for lane in (self._lane, self._ingest, self._probe):
+        for lane in (self._lane, self._ingest, self._files, self._probe):
             lane.close()
 
 
@@ -234,6 +255,15 @@ def rules(limits: Limits) -> dict[str, Rule]:
         message_bytes=bulk,
     )
     return {
+        f"/{health.SERVICE_NAME}/Watch": Rule(
+            gate=Gate("the health watchers", limit=limits.watchers), seconds=None, idle=True
+        ),
+        **{
+            f"/{name}/ServerReflectionInfo": Rule(
+                gate=Gate("reflection", limit=REFLECTIONS), seconds=None
+            )
+            for name in (reflection.V1, reflection.V1ALPHA)
+        },
         adaptation + "UploadBatch": Rule(
             gate=Gate("the uploads", limit=limits.uploads, retry_after=5.0),
             seconds=None,
