@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -185,6 +186,24 @@ def test_the_same_worker_is_fenced_from_its_own_earlier_claim(
     claimed(store, "worker-1")
     with pytest.raises(LeaseLost):
         store.jobs.event(second, EventKind.EPOCH, None, "late")
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_lease_is_its_worker_s_alone(store: Store, write: str) -> None:
+    store.jobs.enqueue(draft(), request_id="")
+    _, lease = claimed(store, "worker-1")
+    with pytest.raises(LeaseLost):
+        WRITES[write](store, dataclasses.replace(lease, worker="worker-2"))
+    store.jobs.heartbeat(lease, 30)
+
+
+def test_an_attempt_that_its_worker_calls_spent_counts(store: Store) -> None:
+    name = store.jobs.enqueue(draft(), request_id="").name
+    for _ in range(2):
+        store.jobs.release(claimed(store, attempts=2)[1], spent=True, why="out of memory")
+    assert store.jobs.claim("w", lease_seconds=30, max_attempts=2) is None
+    assert store.jobs.get(name).state is JobState.FAILED
+    assert any("out of memory" in event.message for event in store.jobs.events(name))
 
 
 def test_a_job_given_back_spends_no_attempt(store: Store) -> None:

@@ -84,8 +84,9 @@ class Store:
         return reconcile(self.database, self.blobs, grace=grace, idle=idle)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Give all connections back and end all threads."""
         self.database.close()
+        self.blobs.close()
 
 
 def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Store:
