@@ -61,7 +61,7 @@ def show_end(job: Job) -> None:
     snapshot = job.snapshot
     console.print(
         f"[bold]{job.name}[/bold] {state_text(job.state)}"
-        + (f" {job.phase.value}" if job.phase else "")
+        + (f" {job.phase.value}" if job.phase and not job.state.ended else "")
         + f"  {job.kind.value} {short(snapshot.model)} "
         + f"← {short(snapshot.target_domain or snapshot.source_domain)}"
         + (f"  attempt {snapshot.attempt}" if snapshot.attempt > 1 else "")
@@ -83,8 +83,9 @@ class Story:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._state = job.state
-        self._began: dict[Phase, float] = {}  # seconds since the first event, by its clock
-        self._first: float | None = None
+        self._spent: dict[Phase, float] = {}  # seconds; a phase may be entered more than once
+        self._phase: Phase | None = None
+        self._first: float | None = None  # the times of events are the service's
         self._last = 0.0
         self._heard = time.monotonic()
         self._epochs: dict[str, list[Mapping[str, Any]]] = {}
@@ -95,10 +96,13 @@ class Story:
         """One more event."""
         moment = event.at.timestamp()
         self._first = moment if self._first is None else self._first
+        if self._phase is not None:
+            self._spent[self._phase] += moment - self._first - self._last
         self._last, self._heard = moment - self._first, time.monotonic()
         self._state = event.state
-        if event.phase is not None:
-            self._began.setdefault(event.phase, self._last)
+        self._phase = event.phase or self._phase  # not by the state: an old story is told anew
+        if self._phase is not None:
+            self._spent.setdefault(self._phase, 0.0)
         if event.kind is EventKind.EPOCH:
             self._epochs.setdefault(str(event.facts.get("strategy", "")), []).append(event.facts)
         elif event.kind is EventKind.DECISION:
@@ -109,6 +113,7 @@ class Story:
     def end(self) -> None:
         """The story is told."""
         self._state = self._job.refresh().state
+        self._phase = None
 
     def render(self) -> RenderableType:
         """The whole display."""
@@ -130,7 +135,6 @@ class Story:
 
     def _head(self) -> RenderableType:
         snapshot = self._job.snapshot
-        line = Table.grid(padding=(0, 1))
         text = Text.assemble(
             (short(snapshot.model), "bold"),
             " ← ",
@@ -139,25 +143,24 @@ class Story:
             Text.from_markup(state_text(self._state)),
             (f"  {self._now():.0f} s", "dim"),
         )
-        line.add_row(
-            text if self._state.ended else self._spinner, *([] if self._state.ended else [text])
-        )
+        if self._state.ended:
+            return text
+        line = Table.grid(padding=(0, 1))
+        line.add_row(self._spinner, text)
         return line
 
     def _phases(self) -> Text:
         """Every phase with its seconds: done, under way, to come."""
         line = Text()
-        seen = sorted(self._began, key=lambda phase: self._began[phase])
-        ends = [self._began[phase] for phase in seen[1:]] + [self._now()]
-        spent = {phase: end - self._began[phase] for phase, end in zip(seen, ends, strict=True)}
         for phase in Phase:
             name = phase.value.lower()
-            if phase not in spent:
+            if phase not in self._spent:
                 line.append(f"○ {name}   ", style="dim")
-            elif phase is seen[-1] and not self._state.ended:
-                line.append(f"● {name} {spent[phase]:.0f} s   ", style="bold cyan")
+            elif phase is self._phase:
+                spent = self._spent[phase] + self._now() - self._last
+                line.append(f"● {name} {spent:.0f} s   ", style="bold cyan")
             else:
-                line.append(f"✓ {name} {spent[phase]:.0f} s   ", style="green")
+                line.append(f"✓ {name} {self._spent[phase]:.0f} s   ", style="green")
         return line
 
     def _learning(self) -> Table:
@@ -165,7 +168,7 @@ class Story:
         table = Table(box=None, header_style="dim", pad_edge=False)
         for column in ("STRATEGY", "EPOCH", "LOSS", "TRAIN", "SELECT", "SOURCE", "", "S/EPOCH"):
             table.add_column(column, no_wrap=True)
-        for strategy, epochs in self._epochs.items():
+        for strategy, epochs in list(self._epochs.items()):  # drawn on a thread of its own
             last = epochs[-1]
             table.add_row(
                 strategy,

