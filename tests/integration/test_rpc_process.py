@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
@@ -19,12 +20,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from tests.integration.rpc_server import (
+    Service,
     ask,
     classifier,
     fresh_store,
     model,
     opening,
     plain,
+    promote,
     refusal,
     version,
 )
@@ -32,6 +35,7 @@ from tests.integration.rpc_server import (
 from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc, inference_pb2_grpc
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName
+from acclimate_service.rpc.server import SERVICES
 
 # As `python -m acclimate_service.serve`, telling at the end what it had loaded.
 TELLING = """
@@ -229,3 +233,31 @@ def test_streams_that_only_wait_do_not_hold_up_the_end(tmp_path: Path) -> None:
         process.communicate(timeout=30)
         assert time.monotonic() - started < 10
     assert process.returncode == 0
+
+
+def test_a_client_that_knows_only_the_reflection_lists_checks_and_predicts(
+    service: Service,
+) -> None:
+    name = model(service.store, "foreign")
+    promote(service, name, version(service.store, name, classifier(41)))
+    buf = str(Path(sys.executable).with_name("buf"))
+    url = f"http://127.0.0.1:{service.port}"
+
+    def curl(*arguments: str) -> str:
+        command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    assert set(curl("--list-services", url).split()) >= {*SERVICES, "grpc.health.v1.Health"}
+    assert json.loads(curl(f"{url}/grpc.health.v1.Health/Check")) == {"status": "SERVING"}
+    image = base64.b64encode(plain((0, 0, 250))).decode()
+    answer = json.loads(
+        curl(
+            "--data",
+            json.dumps({"model": str(name), "images": [image], "topK": 1}),
+            f"{url}/acclimate.v1.InferenceService/Predict",
+        )
+    )
+    assert answer["predictions"][0]["classes"][0]["label"] == "blue"
+    assert answer["version"] == f"{name}/versions/1"
