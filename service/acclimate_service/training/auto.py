@@ -14,18 +14,22 @@ from typing import Protocol
 
 import pydantic
 
+from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind, Phase
 from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.diagnosis import Failure, Finding, forgetting, underfitting
 from acclimate_service.training.finetune import fill, tune
-from acclimate_service.training.interpolate import ALPHAS, Blend, Tolerance, blend
+from acclimate_service.training.interpolate import Blend, Tolerance, blend, merit, unblended
 from acclimate_service.training.measure import Standing, stand
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
 from acclimate_service.training.trunk import Trunk
+
+GOOD_ENOUGH = 0.97  # select accuracy above which more stages cannot show that they help
+CLOSE = 0.005  # of accuracy: not worth moving more stages
 
 Summary = dict[str, pydantic.JsonValue]
 
@@ -138,8 +142,14 @@ def adapt(
     while (step := next_strategy(trials, planned=planned, run=run)) is not None:
         chosen, why = step
         run.tell(EventKind.DECISION, f"trying {chosen.name}: {why}", strategy=chosen.name)
-        trials.append(engine.trial(chosen, trials))
-    best, reason = choose(trials)
+        try:
+            trials.append(engine.trial(chosen, trials))
+        except TrainingDiverged as error:
+            if planned is not None or not trials:
+                raise
+            run.tell(EventKind.WARNING, f"gave up {chosen.name}: {error}", strategy=chosen.name)
+            break
+    best, reason = choose(trials, tolerance)
     state = incumbent | trials[0].blend.state | trials[best].blend.state
     restore(network, state)
     run.tell(
@@ -161,42 +171,37 @@ def next_strategy(
 ) -> tuple[Strategy, str] | None:
     """What to try next, and why; None: enough has been tried. Pure but for the clock."""
     if planned is not None:
-        if len(trials) == len(planned):
-            return None
-        return planned[len(trials)], "as asked"
+        return None if len(trials) == len(planned) else (planned[len(trials)], "as asked")
     if not trials:
         return STRATEGIES["head"], "the least that can move"
-    spent = sum(trial.candidate.seconds for trial in trials)
-    if run.seconds_left() < spent:
+    if run.seconds_left() < sum(trial.candidate.seconds for trial in trials):
         return None
-    if len(trials) == 1:
-        return STRATEGIES["tail"], "what lies under it may have to move too"
     last = trials[-1]
-    if len(trials) == 2:
-        if last.failed(Failure.UNDERFITTING):
-            return STRATEGIES["deep"], "tail was underfitting"
-        if last.failed(Failure.OVERFITTING):
-            return STRATEGIES["late"], "tail was overfitting"
+    if len(trials) == 1:
+        enough = last.target_accuracy is not None and last.target_accuracy >= GOOD_ENOUGH
+        return None if enough else (STRATEGIES["tail"], "the head alone leaves images to gain")
+    if len(trials) == 2 and last.failed(Failure.UNDERFITTING):
+        return STRATEGIES["deep"], "the tail was underfitting"
+    if len(trials) == 2 and last.failed(Failure.OVERFITTING):
+        return STRATEGIES["late"], "the tail was overfitting"
     return None
 
 
-def choose(trials: Sequence[Trial]) -> tuple[int, str]:
-    """The trial to take, and why. Ties go to the one that moves less, which came first."""
+def choose(trials: Sequence[Trial], tolerance: Tolerance) -> tuple[int, str]:
+    """The trial to take, and why.
 
-    def merit(index: int) -> tuple[float, float]:
-        point = trials[index].blend.chosen
-        return point.target_accuracy or 0.0, -(point.target_nll or 0.0)
-
-    best = max(range(len(trials)), key=merit)
-    accuracy = trials[best].target_accuracy
-    if accuracy is None:
+    The one whose chosen point has the greatest merit; of those within ``CLOSE`` of it,
+    the first tried, which moves least.
+    """
+    merits = [merit(trial.blend.chosen, tolerance) for trial in trials]
+    if trials[0].target_accuracy is None:
         return 0, "no select images tell the candidates apart: the one that moves least"
-    others = ", ".join(
-        f"{trial.candidate.strategy} {trial.target_accuracy:.1%}"
-        for index, trial in enumerate(trials)
-        if index != best and trial.target_accuracy is not None
+    best = next(i for i, found in enumerate(merits) if found >= max(merits) - CLOSE)
+    told = ", ".join(
+        f"{trial.candidate.strategy} {found:+.1%}"
+        for trial, found in zip(trials, merits, strict=True)
     )
-    return best, f"select accuracy {accuracy:.1%}" + (f" against {others}" if others else "")
+    return best, f"gain to expect on the target, counting what the guard would refuse: {told}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,17 +252,21 @@ class _Engine:
     def _blend(self, candidate: Candidate, before: Sequence[Trial], key: str) -> Blend:
         if (saved := self.checkpoints.load(key)) is not None:
             return Blend.resumed(*saved)
+        blended = self._measured_blend(candidate, before)
+        self.checkpoints.save(key, blended.summary(), blended.state)
+        return blended
+
+    def _measured_blend(self, candidate: Candidate, before: Sequence[Trial]) -> Blend:
         origin, standing = self.incumbent, self.standing
-        alphas: Sequence[float] = ALPHAS
         if self.bootstrap:
-            # A new head at random is no end of a line; the probe's is.
-            origin = origin | (before[0].candidate.state if before else candidate.state)
-            alphas = ALPHAS if before else (1.0,)
+            # A head at random is no end of a line; the probe's is.
+            probe = before[0].candidate if before else candidate
+            origin = origin | probe.state
             restore(self.network, origin)
-            standing = stand(
-                self.trunk, self.stock, boundary=len(self.network.stages), run=self.run
-            )
-        blended = blend(
+            standing = stand(self.trunk, self.stock, boundary=probe.boundary, run=self.run)
+            if not before:
+                return unblended(candidate, standing)
+        return blend(
             self.network,
             candidate,
             origin=origin,
@@ -266,10 +275,7 @@ class _Engine:
             trunk=self.trunk,
             tolerance=self.tolerance,
             run=self.run,
-            alphas=alphas,
         )
-        self.checkpoints.save(key, blended.summary(), blended.state)
-        return blended
 
     def _findings(
         self, candidate: Candidate, blended: Blend, before: Sequence[Trial]

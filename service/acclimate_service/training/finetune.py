@@ -30,7 +30,7 @@ from acclimate_service.training.diagnosis import (
     median,
     overfitting,
 )
-from acclimate_service.training.measure import evaluate
+from acclimate_service.training.measure import SOFTNESS, evaluate
 from acclimate_service.training.network import Network
 from acclimate_service.training.objective import Objective
 from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
@@ -40,7 +40,9 @@ from acclimate_service.training.trunk import Shown, Trunk
 
 DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
-PATIENCE = 5  # evaluations without a lower select loss
+PATIENCE = 5  # epochs without a better select score
+
+__all__ = ["Candidate", "Effort", "fill", "tune"]
 
 
 def tune(
@@ -162,7 +164,7 @@ class _Tuning:
     def _train(self) -> tuple[State, int]:
         optimiser = self._optimiser(damping=self.rate)
         good = best = snapshot(self.network, self.trained)
-        best_loss, best_epoch, epoch, restores = float("inf"), 0, 0, 0
+        best_score, best_epoch, epoch, restores = -1.0, 0, 0, 0
         while epoch < self.epochs and self._time_for_another(epoch):
             self._unfreeze(epoch)
             trouble = self._epoch(epoch, optimiser)
@@ -173,14 +175,13 @@ class _Tuning:
                 continue
             good = snapshot(self.network, self.trained)
             optimiser.average_in()
-            self._measure()
+            score = self._measure()
             epoch += 1
-            loss = self.history[-1].select_nll
-            if loss is None or loss <= best_loss:
-                best_loss = best_loss if loss is None else loss
+            if score is None or score > best_score:
+                best_score = best_score if score is None else score
                 best, best_epoch = snapshot(self.network, self.trained), epoch
             optimiser.average_out()
-            if loss is not None and epoch - best_epoch >= PATIENCE:
+            if score is not None and epoch - best_epoch >= PATIENCE:
                 break
         self._note_overfitting()
         return best, best_epoch
@@ -242,12 +243,19 @@ class _Tuning:
 
     # ── between epochs ───────────────────────────────────────────────────────
 
-    def _measure(self) -> None:
-        """Score the select sets and complete the last line of the history."""
-        line = self.history[-1]
+    def _measure(self) -> float | None:
+        """Score the select images, complete the last line of the history, and tell it.
+
+        Returns:
+            What the best epoch is chosen by: accuracy, half of it counted and half
+            soft, as few images make few steps. The loss would stop too early: it rises
+            with every answer that is right and sure but for a few.
+        """
+        line, score = self.history[-1], None
         if self.stock.select is not None:
             scores = evaluate(self.trunk, self.stock.select, boundary=self.boundary, run=self.run)
             line = replace(line, select_accuracy=scores.accuracy, select_nll=scores.mean_nll)
+            score = (scores.accuracy + float(scores.soft(SOFTNESS).mean())) / 2
         self.history[-1] = line
         reached = "" if line.select_accuracy is None else f", select {line.select_accuracy:.1%}"
         self.run.tell(
@@ -258,6 +266,7 @@ class _Tuning:
             epochs=self.epochs,
             **asdict(line),
         )
+        return score
 
     def _note_overfitting(self) -> None:
         finding = overfitting(self.history)

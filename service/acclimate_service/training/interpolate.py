@@ -6,8 +6,10 @@ Small steps along it often keep the source whole while most of the gain is there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import pydantic
 import torch
@@ -21,6 +23,7 @@ from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Trunk
 
+TIE = 0.002  # of accuracy: not worth a longer step
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -28,18 +31,28 @@ ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Tolerance:
     """How much of the source a choice may cost.
 
-    ``drop`` is what the guard allows of accuracy on verify images. A choice is held
-    to half of it on select images, and to ``nll`` nats of the paired loss, because
-    the luckiest of many points looks better on select than it is.
+    ``drop`` is the fall of accuracy that the guard allows on verify images, ``nll``
+    the largest rise of the source's loss in nats. ``blind`` is the longest step along
+    a line where no source-select images say what it costs.
     """
 
     drop: float = 0.01
-    nll: float = 0.05
-    blind: float = 0.5  # the longest step where no source-select images say what it costs
+    nll: float = 0.1
+    blind: float = 0.5
 
-    def allows(self, change: Change) -> bool:
-        """Whether a point with this source-select change may be chosen."""
-        return change.drop <= self.drop / 2 and change.nll_rise <= self.nll
+    def chance(self, change: Change) -> float:
+        """The chance that the guard will see a drop within its limit on verify images.
+
+            P(drop_verify <= limit),  drop_verify ~ N(soft_drop, soft_error^2 + flips / n)
+
+        The first variance is of what select images say, the second of what verify
+        images will say, supposing that there are as many of them.
+        """
+        if change.nll_rise > self.nll:
+            return 0.0
+        # Half an image more may flip anywhere, even if none did here.
+        spread = change.soft_error**2 + (change.flips + 0.5 / change.images) / change.images
+        return NormalDist(change.soft_drop, math.sqrt(spread)).cdf(self.drop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +140,17 @@ def blend(
         Cancelled: the job was asked to stop.
     """
     measured = {0.0: before}
-    for alpha in alphas:
-        if alpha > 0:
-            restore(network, mix(origin, candidate.state, alpha))
-            measured[alpha] = stand(trunk, stock, boundary=candidate.boundary, run=run)
-    curve = tuple(_point(alpha, standing, before) for alpha, standing in measured.items())
+
+    def measure(wanted: Iterable[float]) -> tuple[Point, ...]:
+        for alpha in wanted:
+            if alpha not in measured:
+                restore(network, mix(origin, candidate.state, alpha))
+                measured[alpha] = stand(trunk, stock, boundary=candidate.boundary, run=run)
+        return tuple(_point(alpha, measured[alpha], before) for alpha in sorted(measured))
+
+    curve = measure(alphas)
+    rough, _ = choose(curve, tolerance)
+    curve = measure(_between(rough, alphas))
     alpha, reason = choose(curve, tolerance)
     state = mix(origin, candidate.state, alpha)
     restore(network, state)
@@ -144,24 +163,61 @@ def blend(
     return Blend(alpha=alpha, reason=reason, curve=curve, state=state)
 
 
+def unblended(candidate: Candidate, standing: Standing) -> Blend:
+    """The candidate as it is, where there is nothing to blend it with."""
+    point = _point(1.0, standing, standing)
+    reason = "the first of its kind: there is nothing to blend it with"
+    return Blend(alpha=1.0, reason=reason, curve=(point,), state=candidate.state)
+
+
+def _between(alpha: float, alphas: Sequence[float]) -> list[float]:
+    """The points half way from *alpha* to its neighbours."""
+    place = list(alphas).index(alpha) if alpha in alphas else 0
+    neighbours = [*alphas[max(0, place - 1) : place], *alphas[place + 1 : place + 2]]
+    return [round((alpha + neighbour) / 2, 3) for neighbour in neighbours]
+
+
+def merit(point: Point, tolerance: Tolerance) -> float:
+    """The gain to expect of a point if what the guard refuses gains nothing.
+
+    Accuracy on target-select images, half of it counted and half of it soft, over the
+    incumbent's, times the chance to stay within the limit on the source.
+    """
+    if point.target is None:
+        return 0.0
+    gain = -(point.target.drop + point.target.soft_drop) / 2
+    if point.source is None:
+        return gain if point.alpha <= tolerance.blind else 0.0
+    return gain * tolerance.chance(point.source)
+
+
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
-    """The point of the curve to take, and why. Pure; the curve begins at the incumbent."""
-    allowed = [
-        p
-        for p in curve
-        if (p.alpha <= tolerance.blind if p.source is None else tolerance.allows(p.source))
-    ]
-    barred = f"{len(curve) - len(allowed)} of {len(curve)} points cost too much of the source"
-    if curve[0].target_accuracy is None:
-        # Nothing says what is gained: half the way is the cautious choice.
-        best = max((p for p in allowed if p.alpha <= 0.5), key=lambda p: p.alpha)
-        return best.alpha, f"no target-select images to choose by; {barred}"
-    best = min(allowed, key=lambda p: (-(p.target_accuracy or 0), p.target_nll or 0, p.alpha))
-    assert best.target_accuracy is not None
+    """The point of the curve to take, and why. Pure; the curve begins at the incumbent.
+
+    Of points that are as good within ``TIE``, the one nearest to the incumbent.
+    """
+    if curve[0].target is None:
+        within = [p for p in curve if _permitted(p, tolerance)]
+        alpha = max(p.alpha for p in within)
+        return alpha, "no target-select images tell what is gained: the longest cautious step"
+    merits = [merit(point, tolerance) for point in curve]
+    best = next(p for p, m in zip(curve, merits, strict=True) if m >= max(merits) - TIE)
+    assert best.target is not None
+    if best.alpha == 0:
+        return 0.0, "no step promises a gain that the guard would let pass"
+    reason = f"expected to gain {merit(best, tolerance):.1%} on the target"
+    if best.source is None:
+        return best.alpha, f"{reason}; no source images say what it costs, so at most half the way"
     return best.alpha, (
-        f"select accuracy {best.target_accuracy:.1%} is the highest among the points allowed; "
-        f"{barred}"
+        f"{reason}, with {best.source.lost} source images lost and {best.source.won} won of "
+        f"{best.source.images}, {tolerance.chance(best.source):.0%} likely to stay within the limit"
     )
+
+
+def _permitted(point: Point, tolerance: Tolerance) -> bool:
+    if point.alpha > tolerance.blind:
+        return False
+    return point.source is None or tolerance.chance(point.source) >= 0.8
 
 
 def _point(alpha: float, now: Standing, before: Standing) -> Point:

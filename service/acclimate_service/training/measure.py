@@ -15,6 +15,7 @@ from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Shown, Trunk
 
 EVALUATION_BATCH = 64
+SOFTNESS = 0.5  # logits, where no incumbent's margins give the scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,10 @@ class Change:
     ``lost`` images were right and are wrong now (negative flips), ``won`` the other
     way round; ``nll_rise`` is the mean rise of the negative log-likelihood, in nats,
     and ``nll_error`` its standard error. Pairing cancels what both find hard.
+
+    ``soft_drop`` is the fall of accuracy with the step from wrong to right smoothed
+    (see :meth:`Scores.soft`). It sees images that come close to flipping, so its
+    standard error, ``soft_error``, is about half of what counting flips has.
     """
 
     images: int
@@ -31,6 +36,8 @@ class Change:
     won: int
     nll_rise: float
     nll_error: float
+    soft_drop: float
+    soft_error: float
 
     @property
     def drop(self) -> float:
@@ -38,11 +45,9 @@ class Change:
         return (self.lost - self.won) / self.images
 
     @property
-    def drop_error(self) -> float:
-        """The standard error of ``drop``."""
-        return float(np.sqrt(max(self.lost + self.won - self.images * self.drop**2, 0.0))) / (
-            self.images
-        )
+    def flips(self) -> float:
+        """The share of images whose answer turned from right to wrong or back."""
+        return (self.lost + self.won) / self.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +81,25 @@ class Scores:
         """Nats an image."""
         return float(self.nll.mean())
 
+    def soft(self, width: float) -> NDArray[np.float64]:
+        """How right each answer is, in [0, 1]: a logistic of the margin, *width* logits wide."""
+        return np.asarray(1 / (1 + np.exp(-np.clip(self.margin / width, -50, 50))))
+
     def since(self, incumbent: Scores) -> Change:
         """The paired change from the incumbent's scores on the same images."""
         rise = self.nll - incumbent.nll
+        # A tenth of a usual margin: narrow enough to count as accuracy does, wide
+        # enough to see an image on its way.
+        width = max(0.1 * float(np.median(np.abs(incumbent.margin))), 1e-3)
+        fall = incumbent.soft(width) - self.soft(width)
         return Change(
             images=self.images,
             lost=int((incumbent.correct & ~self.correct).sum()),
             won=int((~incumbent.correct & self.correct).sum()),
             nll_rise=float(rise.mean()),
             nll_error=float(rise.std() / np.sqrt(len(rise))),
+            soft_drop=float(fall.mean()),
+            soft_error=float(fall.std() / np.sqrt(len(fall))),
         )
 
     def summary(self) -> dict[str, pydantic.JsonValue]:

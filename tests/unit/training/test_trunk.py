@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.training import tiny
+
+from acclimate_service.domain.job import EventKind
+from acclimate_service.training.cache import Cache
+from acclimate_service.training.candidate import Effort
+from acclimate_service.training.dataset import Listed
+from acclimate_service.training.finetune import tune
+from acclimate_service.training.run import Cancelled
+from acclimate_service.training.strategies import parse
+from acclimate_service.training.trunk import CHUNK, Shown, Trunk, fingerprint
+
+
+def images(count: int = 3) -> tuple[tiny.Pictures, Listed]:
+    pictures = tiny.Pictures([count] * tiny.LABELS, seed=0)
+    return pictures, Listed(pictures)
+
+
+def read(trunk: Trunk, source: Listed, boundary: int) -> torch.Tensor:
+    return torch.cat(
+        list(trunk.read(boundary, [[part] for part in Shown.all(source, [0, 1]).chunks(8)]))
+    )
+
+
+def test_what_is_kept_is_read_without_the_pictures():
+    pictures, source = images()
+    trunk = tiny.trunk(tiny.network())
+    assert trunk.fill(Shown.all(source, [0, 1]), [2])
+    pictures.reads = 0
+    assert read(trunk, source, 2).shape == (24, 16, 4, 4)
+    assert pictures.reads == 0
+
+
+@pytest.mark.parametrize("boundary", [0, 1, 2, 4])
+def test_keeping_changes_nothing_of_what_is_read(boundary):
+    _, source = images()
+    net = tiny.network()
+    kept, streamed = tiny.trunk(net), tiny.trunk(net, budget=0)
+    assert kept.fill(Shown.all(source, [0, 1]), [boundary])
+    assert not streamed.fill(Shown.all(source, [0, 1]), [boundary])
+    assert torch.allclose(read(kept, source, boundary), read(streamed, source, boundary), atol=1e-3)
+
+
+def test_several_boundaries_are_filled_from_one_reading():
+    pictures, source = images()
+    trunk = tiny.trunk(tiny.network())
+    trunk.fill(Shown.plain(source), [0, 2, 4])
+    assert pictures.reads == len(source)
+
+
+def test_one_too_small_budget_is_said_and_streamed():
+    diary = tiny.Diary()
+    _, source = images()
+    trunk = tiny.trunk(tiny.network(), budget=100, surroundings=tiny.run(on_event=diary))
+    trunk.fill(Shown.plain(source), [1])
+    assert "do not fit the trunk cache" in diary.messages(EventKind.DECISION)[0]
+
+
+def test_training_is_identical_whether_the_trunk_is_kept_or_streamed():
+    stock = tiny.target_stock()
+    states = []
+    for budget in (1 << 28, 0):
+        net = tiny.network()
+        candidate = tune(
+            net, parse("tail"), start={}, stock=stock, trunk=tiny.trunk(net, budget=budget),
+            effort=Effort(epochs=2, rate=10), run=tiny.run(),
+        )  # fmt: skip
+        states.append(candidate.state)
+    for name, tensor in states[0].items():
+        assert torch.allclose(tensor, states[1][name], atol=1e-5), name
+
+
+def test_a_later_job_finds_what_an_earlier_one_kept_in_the_folder(tmp_path):
+    pictures, source = images()
+    net = tiny.network()
+    shown = Shown.all(source, [0, 1])
+    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
+    first = Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings)
+    first.fill(shown, [2])
+    pictures.reads = 0
+    second = Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings)
+    second.fill(shown, [2])
+    assert pictures.reads == 0
+    assert torch.equal(read(second, source, 2), read(first, source, 2))
+
+
+def test_other_weights_below_the_boundary_are_another_trunk():
+    one, two = tiny.network(seed=0), tiny.network(seed=1)
+    assert fingerprint(one, 2) != fingerprint(two, 2)
+    assert fingerprint(one, 0) == fingerprint(two, 0)  # pixels depend on no weight
+    with torch.no_grad():
+        before = fingerprint(one, 2)
+        one.head.weight.add_(1)
+    assert fingerprint(one, 2) == before
+
+
+def test_a_shard_cut_short_is_computed_again(tmp_path):
+    pictures, source = images()
+    net = tiny.network()
+    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
+    Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings).fill(Shown.plain(source), [2])
+    (rows,) = tmp_path.glob("*/*.rows")
+    rows.write_bytes(rows.read_bytes()[:-1])
+    pictures.reads = 0
+    Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings).fill(Shown.plain(source), [2])
+    assert pictures.reads == len(source)
+
+
+def test_old_shards_make_way_for_new_ones(tmp_path):
+    _, source = images()
+    row = 16 * 4 * 4 * 2
+    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
+    for seed in range(3):
+        cache = Cache(budget=row * 30, folder=tmp_path)
+        trunk = Trunk(tiny.network(seed=seed), cache, **settings)
+        assert trunk.fill(Shown.all(source, [0, 1]), [2])
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*.rows")) <= row * 30
+
+
+def test_activations_too_large_for_float16_stay_finite():
+    _, source = images()
+    net = tiny.network()
+    with torch.no_grad():
+        net.stages[1].steps[0][1].weight.fill_(1e7)
+    trunk = tiny.trunk(net)
+    trunk.fill(Shown.plain(source), [2])
+    assert torch.isfinite(read(trunk, source, 2)).all()
+
+
+def test_filling_stops_when_asked_to():
+    source = Listed(tiny.Pictures([CHUNK] * tiny.LABELS, seed=0))
+    trunk = tiny.trunk(tiny.network(), surroundings=tiny.run(cancelled=lambda: True))
+    with pytest.raises(Cancelled):
+        trunk.fill(Shown.plain(source), [2])
+
+
+def test_the_plain_view_is_what_serving_prepares():
+    pictures, source = images(1)
+    trunk = tiny.trunk(tiny.network())
+    trunk.fill(Shown.plain(source), [0])
+    kept = trunk.shelf(0).read([f"{pictures.contents[0]}:plain"])
+    from acclimate_service.imaging import prepare
+
+    expected = prepare(pictures.read(0), trunk.network.preprocessing)
+    assert np.array_equal(kept[0], expected)
