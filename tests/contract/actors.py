@@ -5,6 +5,7 @@ Each says over its pipe what was acknowledged to it, as soon as it was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -18,13 +19,16 @@ from tests.contract.builders import (
     SOURCE,
     TARGET,
     chain_of,
+    draft,
     new_version,
     pictures,
     received,
 )
+from tests.contract.builders import upload as upload_whole
 
+from acclimate_service.domain.errors import LeaseLost
 from acclimate_service.domain.examples import Role
-from acclimate_service.domain.job import JobState
+from acclimate_service.domain.job import EventKind, JobState
 from acclimate_service.domain.model import Manifest
 from acclimate_service.domain.names import VersionName
 from acclimate_service.store import NewVersion, Store, open_store
@@ -91,8 +95,33 @@ def die_before_rename(store: Store, say: Say) -> None:
     store.blobs.put(b"half a blob")
 
 
+def live(store: Store, say: Say, seed: int) -> None:
+    """Upload batches and see jobs through, for as long as it is let.
+
+    Says ``(what, name)`` of everything that was acknowledged.
+    """
+    for number in range(1000):
+        request = f"{seed} {number}"
+        pics = pictures(12, prefix=request)
+        batch = upload_whole(store, pics, Role.TRAIN, request=request)
+        say(("batch", request))
+        store.jobs.enqueue(draft(seed=number), request_id=request)
+        say(("job", request))
+        taken = store.jobs.claim(f"worker-{seed}", lease_seconds=0.05, max_attempts=10_000)
+        if taken is None:
+            continue
+        job, lease = taken
+        with contextlib.suppress(LeaseLost):
+            store.jobs.event(lease, EventKind.EPOCH, None, f"{batch.name}")
+            ended = store.jobs.finish(
+                lease, state=JobState.SUCCEEDED, summary={}, version=new_version(store, job)
+            )
+            say(("version", str(ended.version)))
+
+
 ACTORS: dict[str, Callable[..., None]] = {
     "claim": claim,
+    "live": live,
     "upload": upload,
     "finish_and_die": finish_and_die,
     "die_before_rename": die_before_rename,

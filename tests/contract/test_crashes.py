@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import functools
-import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
 
 import pytest
-from tests.contract import actors
+from tests.contract.actor import Actor
 from tests.contract.builders import (
     MODEL,
     PRODUCTION,
@@ -37,42 +35,6 @@ from acclimate_service.domain.names import VersionName
 from acclimate_service.store import Store
 
 HOUR = 3600
-
-
-# Children of a server that has everything imported but no database open: a fork of this
-# process would take SQLite's idea of its locks with it.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["__main__", "tests.contract.actors"])
-
-
-class Actor:
-    """A real process at work on the store."""
-
-    def __init__(self, place: Place, name: str, *arguments: object) -> None:
-        self._line, far = PROCESSES.Pipe()
-        self.process = PROCESSES.Process(
-            target=actors.act, args=(far, name, place.url, place.blobs, arguments), daemon=True
-        )
-        self.process.start()
-        far.close()
-        assert self.hear() == "open"
-
-    def go(self) -> None:
-        self._line.send("go")
-
-    def hear(self) -> object:
-        """The next thing the process says."""
-        assert self._line.poll(60)
-        return self._line.recv()
-
-    def hear_out(self) -> list[object]:
-        """All that it still has to say, until it ends, by itself or by a kill."""
-        said = []
-        with contextlib.suppress(EOFError):
-            while True:
-                said.append(self.hear())
-        self.process.join(60)
-        return said
 
 
 def test_racing_processes_claim_every_job_exactly_once(place: Place, store: Store) -> None:
