@@ -29,7 +29,7 @@ class _Asked:
         def took(*_: object) -> None:
             self.times += 1
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, took)
 
 
