@@ -52,8 +52,10 @@ FROM base AS runtime
 RUN groupadd --gid 10001 acclimate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/acclimate acclimate \
     && install --directory --owner=10001 --group=10001 --mode=0750 /var/lib/acclimate
+# matplotlib keeps a cache of fonts, by default in a home.
 ENV PATH=/opt/acclimate/bin:$PATH \
-    ACCLIMATE_HOME=/var/lib/acclimate
+    ACCLIMATE_HOME=/var/lib/acclimate \
+    MPLCONFIGDIR=/tmp/matplotlib
 VOLUME /var/lib/acclimate
 WORKDIR /var/lib/acclimate
 USER 10001:10001
