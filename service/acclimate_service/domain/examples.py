@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import hashlib
 from dataclasses import dataclass
 
 from acclimate_service.domain.names import BatchName, DomainName
@@ -106,7 +107,5 @@ def chain_digest(previous: str, image: bytes, label: str) -> str:
     Both ends keep it, so a commit proves that the same images arrived in the same
     order, and a resumed upload can be checked without sending anything twice.
     """
-    import hashlib
-
     inner = hashlib.sha256(image).digest()
     return hashlib.sha256(bytes.fromhex(previous) + inner + label.encode()).hexdigest()

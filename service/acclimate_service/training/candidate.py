@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import pydantic
 
@@ -29,6 +30,8 @@ class Candidate:
     ``state`` holds the tensors of the trained stages and the head, and no others;
     ``best_epoch`` counts from 1 the epoch that they come from.
     """
+
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(arbitrary_types_allowed=True)  # tensors
 
     strategy: str
     stages: tuple[str, ...]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import ClassVar
 
 import pydantic
 import torch
@@ -72,6 +73,8 @@ class Blend:
 
     ``state`` holds the same tensors as the candidate's, at the chosen point.
     """
+
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(arbitrary_types_allowed=True)  # tensors
 
     alpha: float
     reason: str

@@ -65,6 +65,7 @@ def fine_tune(store: Store, name: JobName, *, threads: int, device: torch.device
     weights.restore(network, store.blobs.get(found.artifacts.weights))
     network.preprocessing = found.preprocessing
     network.to(device)
+    network.to(memory_format=torch.channels_last)
     images = images_of(
         store, target=draft.target, known=[draft.source], space=found.labels, replay_per_class=0
     )

@@ -32,8 +32,8 @@ def fine_tune(home: Path, job: str, *, threads: int, limit_seconds: float) -> Na
         ServiceFault: the process failed, or took longer than *limit_seconds*.
     """
     words = [sys.executable, "-m", "acclimate_service.worker.naive"]
-    words += ["--home", str(home), "--job", job, "--json"]
-    env = os.environ | {"ACCLIMATE_THREADS": str(threads)}
+    words += ["--home", str(home), "--job", job, "--threads", str(threads), "--json"]
+    env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     try:
         ended = subprocess.run(
             words, capture_output=True, text=True, timeout=limit_seconds, env=env, check=False
