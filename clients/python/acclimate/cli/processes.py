@@ -23,14 +23,9 @@ DatabaseUrl = Annotated[
 ]
 
 
-def require_serve() -> None:
-    """Stop unless what ``serve`` needs is installed."""
-    require(*SERVE_NEEDS, extra="serve,cpu", what="`acclimate serve`")
-
-
-def require_work() -> None:
-    """Stop unless what ``work`` needs is installed."""
-    require(*SERVE_NEEDS, *WORK_NEEDS, extra="train,cpu", what="`acclimate work`")
+def require_both(*more: str, extra: str, what: str) -> None:
+    """Stop unless what ``serve`` and ``work`` need, and *more*, is installed."""
+    require(*SERVE_NEEDS, *WORK_NEEDS, *more, extra=extra, what=what)
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -69,7 +64,7 @@ def serve(
 
     Example: acclimate serve --home /var/lib/acclimate --port 50051
     """
-    require_serve()
+    require(*SERVE_NEEDS, extra="serve,cpu", what="`acclimate serve`")
     become(
         "serve",
         home=home,
@@ -96,5 +91,5 @@ def work(
 
     Example: acclimate work --home /var/lib/acclimate --device cuda:0
     """
-    require_work()
+    require_both(extra="train,cpu", what="`acclimate work`")
     become("work", home=home, device=device, threads=threads, database_url=database_url)

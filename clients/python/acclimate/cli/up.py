@@ -12,7 +12,7 @@ import typer
 
 from acclimate.cli.options import AsJson, connect
 from acclimate.cli.output import console, print_json
-from acclimate.cli.processes import DatabaseUrl, environment, require_serve, require_work
+from acclimate.cli.processes import DatabaseUrl, environment, require_both
 from acclimate.cli.refusals import Exit, complain, usage
 from acclimate.cli.supervisor import Supervisor, free_port, is_taken
 
@@ -61,8 +61,7 @@ def up(
 
     Example: acclimate up --home ./acclimate-data
     """
-    require_serve()
-    require_work()
+    require_both(extra="train,cpu", what="`acclimate up`")
     port = port or free_port(host)
     if is_taken(host, port):
         raise usage(f"something listens on {host}:{port} already; choose another --port")
