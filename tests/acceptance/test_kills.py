@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.acceptance.processes import Service, wait_for
 
-from acclimate import Client, JobState, Preprocessing, Role, WeightsSource
+from acclimate import Client, Job, JobState, Preprocessing, Role, WeightsSource
 from acclimate.demo import digits
 
 PHASES = ("PREPARING", "PROBING", "TUNING", "BLENDING", "EXPORTING", "JUDGING")
@@ -45,6 +45,17 @@ def register(client: Client, *, domain: str) -> None:
     )
 
 
+def reaches(job: Job, phase: str) -> bool:
+    """Wait until the job is in this phase; False if it ended before that was seen."""
+
+    def there() -> bool:
+        job.refresh()
+        return job.state.ended or (job.phase is not None and job.phase.value == phase)
+
+    wait_for(there, JOB_SECONDS, phase)
+    return not job.state.ended
+
+
 @pytest.mark.timeout(400)
 def test_a_job_whose_worker_is_killed_in_every_phase_and_whose_server_is_killed_makes_one_version(
     service: Service,
@@ -54,17 +65,8 @@ def test_a_job_whose_worker_is_killed_in_every_phase_and_whose_server_is_killed_
         asked = {"epochs": 2, "views": 1, "strategy": "tail", "request_id": "once"}
         job = client.adapt("digits", "uci", promote_to="production", **asked)  # type: ignore[arg-type]
         for phase in PHASES:
-            wait_for(
-                lambda phase=phase: (
-                    (job.refresh().phase or job.phase) is not None
-                    and ((job.phase is not None and job.phase.value == phase) or job.state.ended)
-                ),
-                JOB_SECONDS,
-                phase,
-            )
-            if job.state.ended:
-                break
-            service.work.restart()
+            if reaches(job, phase):
+                service.work.restart()
         service.serve.restart()
     with service.client() as client:
         again = client.adapt("digits", "uci", promote_to="production", **asked)  # type: ignore[arg-type]

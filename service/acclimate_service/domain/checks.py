@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -190,10 +191,23 @@ def coverage(
 
 
 def confidence(name: str, measured: Calibration, policy: GuardPolicy) -> tuple[Check, Check]:
-    """Whether the candidate's probabilities are trusted no less: NLL, then ECE."""
+    """Whether the candidate's probabilities are trusted no less: NLL, then ECE.
+
+    A rise in ECE is no harm where NLL has fallen beyond doubt: NLL is a proper scoring
+    rule and ECE is none (Gneiting and Raftery, JASA 102 (2007), 359-378). A candidate
+    that is right far more often, and modest about it, is not to be held up for that.
+    """
     n = measured.n
     nll = _rise(f"{name} NLL", "rise in NLL, nats", measured.nll_rise, policy.nll_rise_limit, n)
     ece = _rise(f"{name} ECE", "rise in ECE", measured.ece_rise, policy.ece_rise_limit, n)
+    if ece.decision is not Decision.ACCEPT and measured.nll_rise.high < 0:
+        ece = replace(
+            ece,
+            decision=Decision.ACCEPT,
+            needed=None,
+            message=f"{name} ECE changed by {measured.ece_rise.value:+.3f}, while NLL fell by "
+            f"{-measured.nll_rise.value:.2f} nats for sure: its probabilities tell more than before",
+        )
     return nll, ece
 
 

@@ -41,11 +41,12 @@ class Story:
     _since: float = field(default_factory=time.monotonic)
 
     def enter(self, phase: Phase, detail: str = "") -> None:
-        """Begin a phase, and close the time of the one before."""
+        """Begin a phase, or say what the present one turns to; close the time of the one before."""
         self.close()
-        self.phase = phase
-        structlog.contextvars.bind_contextvars(phase=phase.value)
-        self.patiently(lambda: self.store.jobs.enter(self.lease, phase))
+        if phase is not self.phase:
+            self.phase = phase
+            structlog.contextvars.bind_contextvars(phase=phase.value)
+            self.patiently(lambda: self.store.jobs.enter(self.lease, phase))
         if detail:
             self.tell(EventKind.PHASE, f"{phase.value.lower()}: {detail}", {"detail": detail})
 

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from tests.unit.domain.outcomes import answers, paired
 
-from acclimate_service.domain.calibration import calibration, expected_calibration_error, losses
+from acclimate_service.domain.calibration import (
+    Calibration,
+    Estimate,
+    calibration,
+    expected_calibration_error,
+    losses,
+)
+from acclimate_service.domain.checks import confidence
 from acclimate_service.domain.evidence import Paired
+from acclimate_service.domain.guard import Decision, GuardPolicy
 
 
 def test_ece_is_the_gap_worked_out_by_hand() -> None:
@@ -76,3 +84,21 @@ def test_files_that_answer_alike_do_not_differ() -> None:
     found = calibration(paired(50, 0, 0))
     assert found is not None
     assert found.nll_rise.low == found.nll_rise.value == found.nll_rise.high == 0
+
+
+def test_a_rise_in_ece_is_harm_only_while_nll_has_not_fallen_beyond_doubt() -> None:
+    risen = Estimate(value=0.12, low=0.11, high=0.13)
+    for nll, wanted in (
+        (Estimate(value=-1.3, low=-1.5, high=-1.1), Decision.ACCEPT),
+        (Estimate(value=-0.1, low=-0.3, high=0.1), Decision.REJECT),
+    ):
+        found = Calibration(
+            n=242,
+            nll_before=risen,
+            nll_after=risen,
+            nll_rise=nll,
+            ece_before=risen,
+            ece_after=risen,
+            ece_rise=risen,
+        )
+        assert confidence("target", found, GuardPolicy())[1].decision is wanted
