@@ -206,7 +206,7 @@ def confidence(name: str, measured: Calibration, policy: GuardPolicy) -> tuple[C
             decision=Decision.ACCEPT,
             needed=None,
             message=f"{name} ECE changed by {measured.ece_rise.value:+.3f}, while NLL fell by "
-            f"{-measured.nll_rise.value:.2f} nats for sure: its probabilities tell more than before",
+            f"{-measured.nll_rise.value:.2f} nats for sure: it tells more than before",
         )
     return nll, ece
 
