@@ -53,7 +53,7 @@ def demo(
     with (home / MARK).open("wb") as log, Supervisor(env, log) as supervisor:
         say(f"0. A server and a worker start on port {port}; all they keep is in {home}/")
         target = _start(supervisor, f"127.0.0.1:{port}", home / MARK)
-        with connect(target) as client:
+        with supervisor.tended(), connect(target) as client:
             outcome = walk(client, home, Plan(), Stage(say=say, follow=follow), threads=threads)
     seconds = time.monotonic() - began
     if as_json:

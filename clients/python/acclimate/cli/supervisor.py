@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import IO, Self
 
@@ -16,6 +18,7 @@ from acclimate.cli.refusals import complain
 
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # before a dead child is started again
+TEND_SECONDS = 0.1  # between two looks
 STEADY_SECONDS = 60.0  # after which a death is no longer counted as a failed start
 
 
@@ -102,6 +105,27 @@ class Supervisor:
         """Look after both once; never blocks."""
         for child in self._children:
             child.tend(time.monotonic())
+
+    @contextlib.contextmanager
+    def tended(self) -> Iterator[None]:
+        """Look after both on a thread, for the length of a block.
+
+        A child started there is bound to that thread (prctl counts threads as
+        parents), so leave the block only to stop both.
+        """
+        ended = threading.Event()
+
+        def tend() -> None:
+            while not ended.wait(TEND_SECONDS):
+                self.tend()
+
+        thread = threading.Thread(target=tend, name="acclimate-supervisor")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def stop(self, *, hurry: Callable[[], bool] = lambda: False) -> None:
         """End both: the worker first told, then the server; killed if they do not go.

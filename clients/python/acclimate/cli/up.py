@@ -14,9 +14,8 @@ from acclimate.cli.options import AsJson, connect
 from acclimate.cli.output import console, print_json
 from acclimate.cli.processes import DatabaseUrl, environment, require_both
 from acclimate.cli.refusals import Exit, complain, usage
-from acclimate.cli.supervisor import Supervisor, free_port, is_taken
+from acclimate.cli.supervisor import TEND_SECONDS, Supervisor, free_port, is_taken
 
-POLL_SECONDS = 0.1
 START_FAILURES = 3  # of the server, before it was ever ready: then it will not be
 
 
@@ -88,7 +87,7 @@ def up(
                 supervisor.stop()
                 complain("NOT_STARTED", "the server does not start; its last words are above")
                 raise typer.Exit(Exit.REFUSED)
-        time.sleep(POLL_SECONDS)
+        time.sleep(TEND_SECONDS)
     supervisor.stop(hurry=lambda: asked.times > 1)
 
 
