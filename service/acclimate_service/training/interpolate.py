@@ -24,6 +24,7 @@ from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Trunk
 
+SURE = 0.8  # a chance above which more certainty is worth no gain
 TIE = 0.002  # of accuracy: not worth a longer step
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -184,14 +185,15 @@ def merit(point: Point, tolerance: Tolerance) -> float:
     """The gain to expect of a point if what the guard refuses gains nothing.
 
     Accuracy on target-select images, half of it counted and half of it soft, over the
-    incumbent's, times the chance to stay within the limit on the source.
+    incumbent's, times the chance to stay within the limit on the source. A chance of
+    ``SURE`` counts as certain, or a large gain would be given away for a little of it.
     """
     if point.target is None:
         return 0.0
     gain = -(point.target.drop + point.target.soft_drop) / 2
     if point.source is None:
         return gain if point.alpha <= tolerance.blind else 0.0
-    return gain * tolerance.chance(point.source)
+    return gain * min(1.0, tolerance.chance(point.source) / SURE)
 
 
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
@@ -210,7 +212,8 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
         return 0.0, "no step promises a gain that the guard would let pass"
     reason = f"expected to gain {merit(best, tolerance):.1%} on the target"
     if best.source is None:
-        return best.alpha, f"{reason}; no source images say what it costs, so at most half the way"
+        limit = f"at most {tolerance.blind:.0%} of the way"
+        return best.alpha, f"{reason}; no source images say what it costs, so {limit}"
     return best.alpha, (
         f"{reason}, with {best.source.lost} source images lost and {best.source.won} won of "
         f"{best.source.images}, {tolerance.chance(best.source):.0%} likely to stay within the limit"
@@ -220,7 +223,7 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
 def _permitted(point: Point, tolerance: Tolerance) -> bool:
     if point.alpha > tolerance.blind:
         return False
-    return point.source is None or tolerance.chance(point.source) >= 0.8
+    return point.source is None or tolerance.chance(point.source) >= SURE
 
 
 def _point(alpha: float, now: Standing, before: Standing) -> Point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections import OrderedDict
@@ -16,13 +17,18 @@ from acclimate_service.domain.job import EventKind
 from acclimate_service.domain.model import Architecture, Preprocessing
 from acclimate_service.training.augment import Augmentation
 from acclimate_service.training.cache import Cache
+from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock, prepare
+from acclimate_service.training.finetune import tune
 from acclimate_service.training.network import Network, Stage
+from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Facts, Run
+from acclimate_service.training.strategies import Strategy, parse
 from acclimate_service.training.trunk import Trunk
 
 LABELS = 4
 SIZE = 16
+RATE = 20.0  # a network of random weights learns nothing at the rates for pretrained ones
 LIGHT = Augmentation(name="light", area=(0.8, 1.0), brightness=0.1)
 
 
@@ -58,6 +64,7 @@ def network(*, labels: int = LABELS, seed: int = 0, dropout: float = 0.0) -> Net
 class Pictures:
     """Noisy pictures: a label is where the bright bar lies. *dark* is another camera.
 
+    *flipped* is the share of labels that are wrong, *new* a label without a bar.
     ``reads`` counts how often pixels were asked for.
     """
 
@@ -69,10 +76,14 @@ class Pictures:
         dark: bool = False,
         noise: float = 25.0,
         flipped: float = 0.0,
+        new: int | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         truth = [label for label, count in enumerate(counts) for _ in range(count)]
-        self._images = [_picture(label, rng, dark=dark, noise=noise) for label in truth]
+        self._images = [
+            _picture(None if label == new else label, rng, dark=dark, noise=noise)
+            for label in truth
+        ]
         wrong = rng.random(len(truth)) < flipped
         self.labels = [
             (label + 1) % len(counts) if bad else label
@@ -91,14 +102,15 @@ class Pictures:
 
 
 def _picture(
-    label: int, rng: np.random.Generator, *, dark: bool, noise: float
+    label: int | None, rng: np.random.Generator, *, dark: bool, noise: float
 ) -> NDArray[np.uint8]:
     image = np.full((SIZE + 4, SIZE + 4, 3), 60.0)
-    start = 2 + 4 * (label % 4)
-    if label % 2:
-        image[start : start + 4] += 120
+    if label is None:
+        image[..., 1] += 120
+    elif label % 2:
+        image[2 + 4 * label : 6 + 4 * label] += 120
     else:
-        image[:, start : start + 4] += 120
+        image[:, 2 + 4 * label : 6 + 4 * label] += 120
     if dark:  # inverted, dimmed and tinted: far enough that the incumbent fails
         image = (255 - image) * np.array([0.9, 0.5, 0.4])
     image += rng.normal(0, noise, image.shape)
@@ -121,7 +133,7 @@ class Diary:
 
 def run(seed: int = 0, **changes: object) -> Run:
     """A run on the CPU."""
-    return Run(clock=time.monotonic, seed=seed, **changes)  # type: ignore[arg-type]
+    return Run(**({"clock": time.monotonic, "seed": seed} | changes))  # type: ignore[arg-type]
 
 
 def trunk(
@@ -151,3 +163,46 @@ def target_stock(*, per_label: int = 10, **changes: Pictures | None) -> Stock:
     }
     train = Pictures([per_label] * LABELS, seed=3, dark=True)
     return prepare(changes.pop("train", None) or train, labels=LABELS, **(parts | changes))
+
+
+@functools.cache
+def incumbent_state() -> State:
+    """A network that knows the bright camera (and fails on the dark one)."""
+    net = network()
+    candidate = tune(
+        net, parse("full"), start={}, stock=source_stock(), trunk=trunk(net),
+        effort=Effort(epochs=8, rate=RATE), run=run(),
+    )  # fmt: skip
+    return net.state_dict() | candidate.state
+
+
+def incumbent(**changes: object) -> Network:
+    """A network at the incumbent's weights."""
+    net = network(**changes)  # type: ignore[arg-type]
+    restore(net, incumbent_state())
+    return net.eval()
+
+
+def learn(
+    strategy: str | Strategy,
+    *,
+    net: Network | None = None,
+    stock: Stock | None = None,
+    epochs: int = 3,
+    rate: float = RATE,
+    seed: int = 0,
+    batch_size: int = 16,
+    **surroundings: object,
+) -> Candidate:
+    """Tune the incumbent (or *net*) on the dark camera."""
+    net = net or incumbent()
+    here = run(seed, **surroundings)
+    return tune(
+        net,
+        parse(strategy) if isinstance(strategy, str) else strategy,
+        start={},
+        stock=stock or target_stock(),
+        trunk=trunk(net, surroundings=here),
+        effort=Effort(epochs=epochs, batch_size=batch_size, rate=rate),
+        run=here,
+    )

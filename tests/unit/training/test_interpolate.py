@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tests.unit.training import tiny
+
+from acclimate_service.training.interpolate import (
+    Blend,
+    Point,
+    Tolerance,
+    blend,
+    choose,
+    merit,
+    mix,
+)
+from acclimate_service.training.measure import Change, stand
+
+
+def change(gain=0.0, *, images=200, lost=0, won=0, nll_rise=0.0, error=0.005):
+    return Change(
+        images=images, lost=lost, won=won or round(gain * images), nll_rise=nll_rise,
+        nll_error=0.0, soft_drop=-gain, soft_error=error,
+    )  # fmt: skip
+
+
+def point(alpha, *, gain, drop=0.0, source=True, nll_rise=0.0):
+    return Point(
+        alpha=alpha,
+        target=change(gain),
+        target_accuracy=0.5 + gain,
+        target_nll=1.0,
+        source=change(-drop, lost=round(200 * drop), nll_rise=nll_rise) if source else None,
+    )
+
+
+def test_the_ends_of_the_line_are_exact():
+    one, two = tiny.incumbent_state(), tiny.learn("full").state
+    assert all(torch.equal(t, one[n]) for n, t in mix(one, two, 0.0).items())
+    assert all(torch.equal(t, two[n]) for n, t in mix(one, two, 1.0).items())
+
+
+def test_between_the_ends_lies_the_mean_and_no_negative_variance():
+    one, two = tiny.incumbent_state(), tiny.learn("naive").state
+    half = mix(one, two, 0.5)
+    assert torch.allclose(half["fc.weight"], (one["fc.weight"] + two["fc.weight"]) / 2)
+    assert half["stem.1.running_var"].min() > 0
+    assert half["stem.1.num_batches_tracked"] == two["stem.1.num_batches_tracked"]
+
+
+def test_the_gain_decides_where_the_source_stays_whole():
+    curve = [point(a, gain=a * 0.1) for a in (0.0, 0.5, 1.0)]
+    assert choose(curve, Tolerance())[0] == 1.0
+
+
+def test_a_step_back_is_taken_where_the_end_forgets():
+    curve = [point(0.0, gain=0), point(0.5, gain=0.08), point(1.0, gain=0.1, drop=0.05)]
+    alpha, reason = choose(curve, Tolerance())
+    assert alpha == 0.5
+    assert "likely to stay within the limit" in reason
+
+
+def test_equal_points_go_to_the_smaller_step():
+    curve = [point(0.0, gain=0), point(0.5, gain=0.1), point(1.0, gain=0.101)]
+    assert choose(curve, Tolerance())[0] == 0.5
+
+
+def test_the_incumbent_stays_where_nothing_gains():
+    curve = [point(0.0, gain=0), point(0.5, gain=-0.01), point(1.0, gain=-0.1)]
+    alpha, reason = choose(curve, Tolerance())
+    assert alpha == 0.0
+    assert "no step" in reason
+
+
+def test_a_loss_that_rises_bars_a_point_whose_accuracy_still_holds():
+    assert merit(point(1.0, gain=0.1, nll_rise=0.2), Tolerance()) == 0
+    assert merit(point(1.0, gain=0.1, nll_rise=0.02), Tolerance()) > 0
+
+
+@pytest.mark.parametrize("source_drop", [0.0, 0.005, 0.01, 0.02, 0.05])
+def test_the_chance_to_pass_falls_with_the_drop(source_drop):
+    here, further = (
+        Tolerance().chance(change(-drop, lost=round(200 * drop)))
+        for drop in (source_drop, source_drop + 0.01)
+    )
+    assert 1 > here > further > 0
+
+
+def test_more_select_images_make_the_same_drop_of_nothing_surer():
+    few, many = (Tolerance().chance(change(images=n, error=0.05 / n**0.5)) for n in (30, 3000))
+    assert few < 0.8
+    assert many > 0.99
+
+
+def test_without_source_images_the_step_is_cautious_and_says_so():
+    curve = [point(a, gain=a * 0.1, source=False) for a in (0.0, 0.4, 0.5, 0.8, 1.0)]
+    alpha, reason = choose(curve, Tolerance())
+    assert alpha == 0.5
+    assert "no source images" in reason
+
+
+def test_without_target_images_the_step_is_cautious_and_says_so():
+    curve = [
+        dataclasses.replace(point(a, gain=0), target=None, target_accuracy=None)
+        for a in (0.0, 0.4, 0.8)
+    ]
+    alpha, reason = choose(curve, Tolerance())
+    assert alpha == 0.4
+    assert "no target-select images" in reason
+
+
+def test_a_line_is_measured_from_the_incumbent_to_the_candidate_and_comes_back():
+    net = tiny.incumbent()
+    stock, trunk, run = tiny.target_stock(), tiny.trunk(net), tiny.run()
+    before = stand(trunk, stock, boundary=0, run=run)
+    candidate = tiny.learn("tail", net=net, stock=stock, epochs=6)
+    found = blend(
+        net, candidate, origin=tiny.incumbent_state(), before=before, stock=stock, trunk=trunk,
+        tolerance=Tolerance(), run=run,
+    )  # fmt: skip
+    assert found.curve[0].alpha == 0.0
+    assert found.curve[0].target.flips == 0
+    assert found.curve[-1].alpha == 1.0
+    assert found.chosen.target_accuracy > before.target.accuracy + 0.3
+    assert all(torch.equal(t, net.state_dict()[n]) for n, t in found.state.items())
+    again = Blend.resumed(found.summary(), found.state)
+    assert again.summary() == found.summary()
+    assert again.chosen == found.chosen
