@@ -33,14 +33,16 @@ from acclimate_service.domain.model import Architecture, WeightsSource
 from acclimate_service.training import network as networks
 from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
-from acclimate_service.training.auto import Outcome, adapt
+from acclimate_service.training.auto import adapt
 from acclimate_service.training.cache import Cache
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed, Part, Stock, prepare
+from acclimate_service.training.finetune import tune
 from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.measure import Scores, evaluate
 from acclimate_service.training.network import Network
 from acclimate_service.training.run import Facts, Run, numpy_rng
+from acclimate_service.training.strategies import parse
 from acclimate_service.training.trunk import Trunk
 
 PHOTOS = Path(__file__).parents[2] / "shared/data/office-caltech"
@@ -49,7 +51,7 @@ PACKAGED = WeightsSource(kind="PACKAGE", reference="efficientnet-lite0-pytorch-m
 SIZE = 160
 CACHE_BYTES = 2 * 2**30
 REPLAY_PER_CLASS = 20
-METHODS = ("auto", "head", "naive", "lpft+no-replay", "tail+no-replay")
+METHODS = ("auto", "head", "naive", "lpft+no-replay")
 
 
 class Folder:
@@ -195,10 +197,9 @@ def measure(
     run = Run(clock=time.monotonic, seed=seed, on_event=on_event)
     before = scores(network, run, target_verify, source_verify)
     began = time.monotonic()
-    outcome = _adapted(network, stock, method, run)
+    detail = _adapted(network, stock, method, run)
     seconds = time.monotonic() - began
     after = scores(network, run, target_verify, source_verify)
-    trial = outcome.trial
     return Result(
         pair=pair.name,
         per_class=per_class,
@@ -209,7 +210,7 @@ def measure(
         target_before=before[0].accuracy,
         source_before=before[1].accuracy,
         seconds=seconds,
-        detail=f"{trial.candidate.strategy}@{trial.blend.alpha:g}",
+        detail=detail,
         peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     )
 
@@ -220,17 +221,26 @@ def scores(network: Network, run: Run, *images: Listed) -> list[Scores]:
     return [evaluate(trunk, each, boundary=0, run=run) for each in images]
 
 
-def _adapted(network: Network, stock: Stock, method: str, run: Run) -> Outcome:
-    tolerance = Tolerance()
-    if method != "auto":
-        # What people do has no guard: its end is taken as it is.
-        stock = Stock(train=stock.train, replay=stock.replay, select=stock.select)
-        tolerance = Tolerance(blind=1.0)
+def _adapted(network: Network, stock: Stock, method: str, run: Run) -> str:
+    """Adapt the network by the method; what it ended with."""
     trunk = Trunk(network, Cache(budget=CACHE_BYTES), augmentation=GENTLE, views=4, run=run)
-    return adapt(
-        network, stock=stock, trunk=trunk, strategy=method, effort=Effort(), tolerance=tolerance,
-        run=run,
-    )  # fmt: skip
+    if method == "auto":
+        outcome = adapt(
+            network, stock=stock, trunk=trunk, strategy=method, effort=Effort(),
+            tolerance=Tolerance(), run=run,
+        )  # fmt: skip
+        return f"{outcome.trial.candidate.strategy}@{outcome.trial.blend.alpha:g}"
+    # What people do has no guard and no blend: the end of training is taken as it is.
+    strategy, start = parse(method), {}
+    if strategy.head_first:
+        probe = parse("head+no-replay" if not strategy.replay_share else "head")
+        start = tune(
+            network, probe, start={}, stock=stock, trunk=trunk, effort=Effort(), run=run
+        ).state
+    candidate = tune(
+        network, strategy, start=start, stock=stock, trunk=trunk, effort=Effort(), run=run
+    )
+    return f"epoch {candidate.best_epoch}"
 
 
 def table(results: Sequence[Result]) -> str:

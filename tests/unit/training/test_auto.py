@@ -12,9 +12,12 @@ from acclimate_service.domain.job import EventKind, Phase
 from acclimate_service.training import auto
 from acclimate_service.training.auto import adapt
 from acclimate_service.training.candidate import Effort
+from acclimate_service.training.dataset import Listed, prepare
 from acclimate_service.training.diagnosis import Failure
+from acclimate_service.training.finetune import tune
 from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.measure import evaluate
+from acclimate_service.training.strategies import STRATEGIES
 
 
 class Shelf:
@@ -47,8 +50,7 @@ def run_engine(net=None, *, stock=None, strategy="auto", epochs=4, diary=None, *
 
 
 def accuracy(net, pictures):
-    stock = tiny.prepare(pictures, labels=net.labels, select=pictures)
-    return evaluate(tiny.trunk(net), stock.train, boundary=0, run=tiny.run()).accuracy
+    return evaluate(tiny.trunk(net), Listed(pictures), boundary=0, run=tiny.run()).accuracy
 
 
 def same(one, two):
@@ -103,8 +105,8 @@ def test_forgetting_is_named_and_answered_by_blending_back():
 
 def test_underfitting_is_named_and_answered_by_more_stages(monkeypatch):
     # A tail that cannot move is the surest plateau.
-    stuck = dataclasses.replace(auto.STRATEGIES["tail"], tail_rate=0.0, head_rate=0.0)
-    monkeypatch.setitem(auto.STRATEGIES, "tail", stuck)
+    stuck = dataclasses.replace(STRATEGIES["tail"], tail_rate=0.0, head_rate=0.0)
+    monkeypatch.setitem(STRATEGIES, "tail", stuck)
     diary = tiny.Diary()
     stock = tiny.target_stock(select=tiny.Pictures([15] * 4, seed=4, dark=True, flipped=0.3))
     hard = dataclasses.replace(stock, train=tiny.target_stock(
@@ -121,10 +123,7 @@ def test_underfitting_is_named_and_answered_by_more_stages(monkeypatch):
 def diverging(*args, **kwargs):
     if args[1].name != "head":
         raise TrainingDiverged("it diverged")
-    return real_tune(*args, **kwargs)
-
-
-real_tune = auto.tune
+    return tune(*args, **kwargs)
 
 
 def test_auto_ends_with_the_head_where_the_tail_diverges(monkeypatch):
@@ -202,7 +201,7 @@ def test_new_labels_are_learnt_and_old_ones_kept():
     net = tiny.incumbent()
     net.grow_head(1, generator=torch.Generator().manual_seed(0))
     counts = [8, 8, 8, 8, 12]
-    stock = tiny.prepare(
+    stock = prepare(
         tiny.Pictures(counts, seed=3, new=4),
         labels=5,
         select=tiny.Pictures(counts, seed=4, new=4),

@@ -9,7 +9,7 @@ from tests.unit.training import tiny
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
 from acclimate_service.training.candidate import Candidate
-from acclimate_service.training.dataset import MIN_STEPS
+from acclimate_service.training.dataset import MIN_STEPS, Listed
 from acclimate_service.training.diagnosis import Failure
 from acclimate_service.training.finetune import MAX_RESTORES
 from acclimate_service.training.measure import evaluate
@@ -19,8 +19,7 @@ from acclimate_service.training.strategies import STRATEGIES
 
 
 def accuracy(net, pictures):
-    stock = tiny.prepare(pictures, labels=net.labels, select=pictures)
-    return evaluate(tiny.trunk(net), stock.train, boundary=0, run=tiny.run()).accuracy
+    return evaluate(tiny.trunk(net), Listed(pictures), boundary=0, run=tiny.run()).accuracy
 
 
 def moved(net, before):
@@ -200,10 +199,10 @@ def test_l2sp_keeps_the_weights_nearer_to_where_they_began():
 
 def forgotten(strategy):
     net = tiny.incumbent()
-    stock = tiny.target_stock()
-    before = evaluate(tiny.trunk(net), stock.source_select, boundary=0, run=tiny.run())
-    tiny.learn(strategy, net=net, stock=stock, epochs=4)
-    after = evaluate(tiny.trunk(net), stock.source_select, boundary=0, run=tiny.run())
+    bright = Listed(tiny.Pictures([25] * 4, seed=5))
+    before = evaluate(tiny.trunk(net), bright, boundary=0, run=tiny.run())
+    tiny.learn(strategy, net=net, epochs=4)
+    after = evaluate(tiny.trunk(net), bright, boundary=0, run=tiny.run())
     return after.since(before).nll_rise
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.unit.training import tiny
 
 from acclimate_service.domain.job import EventKind
-from acclimate_service.training.cache import Cache
+from acclimate_service.imaging import prepare
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed
 from acclimate_service.training.finetune import tune
@@ -78,11 +78,10 @@ def test_a_later_job_finds_what_an_earlier_one_kept_in_the_folder(tmp_path):
     pictures, source = images()
     net = tiny.network()
     shown = Shown.all(source, [0, 1])
-    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
-    first = Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings)
+    first = tiny.trunk(net, folder=tmp_path)
     first.fill(shown, [2])
     pictures.reads = 0
-    second = Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings)
+    second = tiny.trunk(net, folder=tmp_path)
     second.fill(shown, [2])
     assert pictures.reads == 0
     assert torch.equal(read(second, source, 2), read(first, source, 2))
@@ -101,22 +100,19 @@ def test_other_weights_below_the_boundary_are_another_trunk():
 def test_a_shard_cut_short_is_computed_again(tmp_path):
     pictures, source = images()
     net = tiny.network()
-    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
-    Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings).fill(Shown.plain(source), [2])
+    tiny.trunk(net, folder=tmp_path).fill(Shown.plain(source), [2])
     (rows,) = tmp_path.glob("*/*.rows")
     rows.write_bytes(rows.read_bytes()[:-1])
     pictures.reads = 0
-    Trunk(net, Cache(budget=1 << 24, folder=tmp_path), **settings).fill(Shown.plain(source), [2])
+    tiny.trunk(net, folder=tmp_path).fill(Shown.plain(source), [2])
     assert pictures.reads == len(source)
 
 
 def test_old_shards_make_way_for_new_ones(tmp_path):
     _, source = images()
     row = 16 * 4 * 4 * 2
-    settings = {"augmentation": tiny.LIGHT, "views": 2, "run": tiny.run()}
     for seed in range(3):
-        cache = Cache(budget=row * 30, folder=tmp_path)
-        trunk = Trunk(tiny.network(seed=seed), cache, **settings)
+        trunk = tiny.trunk(tiny.network(seed=seed), budget=row * 30, folder=tmp_path)
         assert trunk.fill(Shown.all(source, [0, 1]), [2])
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*.rows")) <= row * 30
 
@@ -125,7 +121,7 @@ def test_activations_too_large_for_float16_stay_finite():
     _, source = images()
     net = tiny.network()
     with torch.no_grad():
-        net.stages[1].steps[0][1].weight.fill_(1e7)
+        net.model.get_parameter("block0.1.weight").fill_(1e7)
     trunk = tiny.trunk(net)
     trunk.fill(Shown.plain(source), [2])
     assert torch.isfinite(read(trunk, source, 2)).all()
@@ -143,7 +139,5 @@ def test_the_plain_view_is_what_serving_prepares():
     trunk = tiny.trunk(tiny.network())
     trunk.fill(Shown.plain(source), [0])
     kept = trunk.shelf(0).read([f"{pictures.contents[0]}:plain"])
-    from acclimate_service.imaging import prepare
-
     expected = prepare(pictures.read(0), trunk.network.preprocessing)
     assert np.array_equal(kept[0], expected)

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -137,12 +138,16 @@ def run(seed: int = 0, **changes: object) -> Run:
 
 
 def trunk(
-    net: Network, *, views: int = 2, budget: int = 1 << 28, surroundings: Run | None = None
+    net: Network,
+    *,
+    views: int = 2,
+    budget: int = 1 << 28,
+    folder: Path | None = None,
+    surroundings: Run | None = None,
 ) -> Trunk:
-    """A trunk with a cache in memory."""
-    return Trunk(
-        net, Cache(budget=budget), augmentation=LIGHT, views=views, run=surroundings or run()
-    )
+    """A trunk with a cache in memory, or in a folder."""
+    cache = Cache(budget=budget, folder=folder)
+    return Trunk(net, cache, augmentation=LIGHT, views=views, run=surroundings or run())
 
 
 def source_stock(*, per_label: int = 30) -> Stock:
@@ -173,7 +178,8 @@ def incumbent_state() -> State:
         net, parse("full"), start={}, stock=source_stock(), trunk=trunk(net),
         effort=Effort(epochs=8, rate=RATE), run=run(),
     )  # fmt: skip
-    return net.state_dict() | candidate.state
+    everything: State = net.state_dict()
+    return everything | candidate.state
 
 
 def incumbent(**changes: object) -> Network:
