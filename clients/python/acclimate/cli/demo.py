@@ -49,7 +49,7 @@ def demo(
     port = free_port()
     threads = os.cpu_count() or 1
     env = environment(home=home.absolute(), port=port, host="127.0.0.1", idle_priority=False)
-    say, follow = (_silent, _silent) if as_json else (_say, progress.show)
+    say, follow = (_silent, _silent) if as_json else (_say, progress.follow)
     with (home / MARK).open("wb") as log, Supervisor(env, log) as supervisor:
         say(f"0. A server and a worker start on port {port}; all they keep is in {home}/")
         target = _start(supervisor, f"127.0.0.1:{port}", home / MARK)

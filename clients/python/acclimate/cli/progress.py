@@ -39,21 +39,25 @@ def state_text(state: JobState) -> str:
 
 
 def show(job: Job) -> None:
-    """Follow *job* to its end."""
+    """Follow *job* to its end, and say how it ended."""
+    follow(job)
+    show_end(job)
+
+
+def follow(job: Job) -> None:
+    """Show *job*'s story to its end: live on a terminal, in plain lines elsewhere."""
     if console.is_terminal:
         story = Story(job)
         with Live(get_renderable=story.render, console=console, refresh_per_second=8):
             for event in job.watch():
                 story.take(event)
             story.end()
-    else:
-        for event in job.watch():
-            phase = event.phase.value if event.phase else ""
-            console.print(
-                f"{event.at:%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}", markup=False
-            )
-        job.refresh()
-    show_end(job)
+        return
+    for event in job.watch():
+        phase = event.phase.value if event.phase else ""
+        console.print(
+            f"{event.at:%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}", markup=False
+        )
 
 
 def show_end(job: Job) -> None:
