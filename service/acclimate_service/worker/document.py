@@ -6,15 +6,19 @@ the other, except pictures.
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pydantic
 
-from acclimate_service.domain.job import Job
+from acclimate_service.domain.job import Job, JobKind
 from acclimate_service.training.auto import Outcome
+from acclimate_service.training.diagnosis import Finding
 from acclimate_service.worker.evaluate import Floats, VerifySet
 from acclimate_service.worker.judgement import Compared
+from acclimate_service.worker.publish import libraries
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.story import Story
 
@@ -27,6 +31,8 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
     """Everything that was decided and measured, and what it was decided on."""
     judged, candidate = result.judged, result.candidate
     draft = job.draft
+    # A first version learns the source itself.
+    learned = "target" if draft.kind is JobKind.ADAPT else "source"
     return {
         "format": 1,
         "job": {
@@ -38,15 +44,18 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
             "target": None if draft.target is None else str(draft.target),
             "attempt": story.lease.attempt,
             "created_at": job.created_at.isoformat(),
+            "started_at": None if job.started_at is None else job.started_at.isoformat(),
             "spec": draft.spec.model_dump(mode="json"),
         },
         "state": result.state.value,
         "verdict": None if judged.verdict is None else judged.verdict.to_json(),
+        "architecture": str(candidate.architecture),
+        "preprocessing": candidate.preprocessing.model_dump(mode="json"),
         "labels": list(candidate.labels),
         "sets": [
             _compared(role, compared)
             for role, compared in [
-                *([] if judged.target is None else [("target", judged.target)]),
+                *([] if judged.target is None else [(learned, judged.target)]),
                 *(("source" if c.verify.name == str(draft.source) else "earlier", c)
                   for c in judged.known),
             ]
@@ -60,6 +69,7 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
         "digests": dict(result.digests),
         "seconds": summary["seconds"],
         "peak_memory_mib": summary["peak_memory_mib"],
+        "libraries": dict(libraries()),
     }  # fmt: skip
 
 
@@ -77,12 +87,13 @@ def _compared(role: str, compared: Compared) -> Json:
 
 
 def _confusion(verify: VerifySet, probabilities: Floats) -> list[pydantic.JsonValue]:
-    """Counts [true][answered] over the label space."""
-    labels = probabilities.shape[1]
-    size = max(labels, int(verify.labels.max(initial=0)) + 1)
-    counts = np.zeros((size, size), np.int64)
-    np.add.at(counts, (verify.labels, probabilities.argmax(axis=1)), 1)
-    rows: list[Any] = counts.tolist()
+    """How many images of which label got which answer: [label, answer, images], none of 0.
+
+    A thousand labels make a million cells, of which no more are filled than there are images.
+    """
+    cells = np.stack([verify.labels, probabilities.argmax(axis=1)], axis=1)
+    found, counts = np.unique(cells, axis=0, return_counts=True)
+    rows: list[Any] = np.column_stack([found, counts]).tolist()
     return rows
 
 
@@ -97,10 +108,15 @@ def _flips(compared: Compared, places: Any) -> list[pydantic.JsonValue]:
             "label": int(compared.verify.labels[i]),
             "before": int(compared.incumbent[i].argmax()),
             "after": int(compared.candidate[i].argmax()),
-            "confidence": float(compared.candidate[i].max()),
+            "confidence": _finite(float(compared.candidate[i].max())),
         }
         for i in ranked[:FLIPS_SHOWN]
     ]
+
+
+def _finite(number: float) -> float | None:
+    """What JSON can hold of it: a candidate that answers NaN is rejected, and reported."""
+    return number if math.isfinite(number) else None
 
 
 def _engine(outcome: Outcome) -> Json:
@@ -112,8 +128,12 @@ def _engine(outcome: Outcome) -> Json:
             {
                 "candidate": trial.candidate.summary(),
                 "blend": trial.blend.summary(),
-                "findings": [str(finding) for finding in trial.findings],
+                "findings": [_finding(finding) for finding in trial.findings],
             }
             for trial in outcome.trials
         ],
     }
+
+
+def _finding(finding: Finding) -> Json:
+    return {**asdict(finding), "failure": finding.failure.value}

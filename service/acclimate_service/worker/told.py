@@ -1,0 +1,365 @@
+"""The report document as the page reads it: typed, its text made safe to show.
+
+Only what the page shows is named here; whatever else the document has is passed over.
+Text that users gave (labels, ids, reasons) is cleaned of what cannot be printed and cut
+to a length that a page can hold; escaping is the template's work.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Literal
+
+import pydantic
+
+from acclimate_service.domain.verdict import Decision
+
+NAME_LENGTH = 120
+PROSE_LENGTH = 2000
+
+# They make text run in another order than it is stored, and so say what it does not.
+_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str, most: int) -> str:
+    """*text* without control characters and lone surrogates, of at most *most* characters."""
+    shown = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") or c in _BIDI else c
+        for c in text[: most + 1]
+    )
+    return shown if len(shown) <= most else f"{shown[: most - 1].rstrip()}…"
+
+
+Name = Annotated[str, pydantic.AfterValidator(lambda text: printable(text, NAME_LENGTH))]
+Prose = Annotated[str, pydantic.AfterValidator(lambda text: printable(text, PROSE_LENGTH))]
+
+
+class _Part(pydantic.BaseModel, frozen=True, extra="ignore"):
+    """A part of the document."""
+
+
+class Spec(_Part):
+    """What of the settings advice depends on; the page lists all of them as they stand."""
+
+    replay_per_class: int = 20
+    promote_to: Name | None = None
+
+
+class JobTold(_Part):
+    """Which job it was. Names are resource names: ``domains/night``."""
+
+    name: Name
+    kind: Literal["REGISTER", "BOOTSTRAP", "ADAPT"]
+    model: Name
+    incumbent: Name | None = None
+    source: Name | None = None
+    target: Name | None = None
+    attempt: int = 1
+    created_at: Name
+    started_at: Name | None = None
+    spec: Spec
+
+
+class CheckTold(_Part):
+    """One check of the guard's; see ``domain.verdict.Check``."""
+
+    name: Name
+    decision: Decision
+    unit: Name
+    observed: float | None
+    interval: tuple[float, float] | None
+    limit: float
+    n: int
+    lost: int
+    gained: int
+    needed: int | None
+    message: Prose
+
+    @property
+    def title(self) -> str:
+        """Whose check it is: "source", "target", "earlier domains/webcam", or nothing's."""
+        return self.name.rpartition(" ")[0]
+
+    @property
+    def kind(self) -> str:
+        """What it asks about: "accuracy", "classes", "NLL", "size" and so on."""
+        return self.name.rpartition(" ")[2]
+
+
+class Estimate(_Part):
+    """A number with its interval; None where there was nothing to measure."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Drop(Estimate):
+    """A drop in accuracy, with what was tolerated of it."""
+
+    limit: float
+    margin: float
+    level_high: float
+
+
+class GroupTold(_Part):
+    """One class or slice before and after; see ``domain.groups.Group``."""
+
+    name: Name
+    n: int
+    right_before: int
+    right_after: int
+    lost: int
+    gained: int
+    p_adjusted: float
+    judged: bool
+
+
+class CalibrationTold(_Part):
+    """How far probabilities can be trusted, before and after."""
+
+    n: int
+    ece_before: Estimate
+    ece_after: Estimate
+    ece_rise: Estimate
+    nll_before: Estimate
+    nll_after: Estimate
+    nll_rise: Estimate
+
+
+class Measured(_Part):
+    """What the guard measured on one set of verify images."""
+
+    role: Name
+    name: Name
+    n: int
+    looks_before: int
+    accuracy_before: Estimate
+    accuracy_after: Estimate
+    drop: Drop
+    lost: int
+    gained: int
+    mcnemar_p: float
+    classes: tuple[GroupTold, ...] = ()
+    slices: tuple[GroupTold, ...] = ()
+    calibration: CalibrationTold | None = None
+
+
+class FirstClass(_Part):
+    """One class of a first version, which has no before."""
+
+    name: Name
+    n: int
+    right: int
+
+
+class Measurements(_Part):
+    """``sets`` of an adaptation; ``accuracy`` to ``classes`` of a first version."""
+
+    sets: tuple[Measured, ...] = ()
+    looks: int = 0
+    policy: dict[str, pydantic.JsonValue] = {}
+    overrides: dict[str, pydantic.JsonValue] = {}
+    accuracy: Estimate | None = None
+    majority: float | None = None
+    ece: float | None = None
+    nll: float | None = None
+    classes: tuple[FirstClass, ...] = ()
+
+
+class VerdictTold(_Part):
+    """The guard's answer."""
+
+    decision: Decision
+    summary: Prose
+    needed: int | None
+    checks: tuple[CheckTold, ...]
+    measurements: Measurements
+
+
+Cell = tuple[int, int, int]  # label, answer, images
+
+
+class Flip(_Part):
+    """An image whose answer changed sides."""
+
+    id: Name
+    blob: str
+    label: int
+    before: int
+    after: int
+    confidence: float | None
+
+
+class Suspect(_Part):
+    """A training image whose label the screening does not believe."""
+
+    id: Name
+    blob: str
+    label: Name
+    suggested: Name
+    confidence: float
+
+
+class SetTold(_Part):
+    """One set of verify images: how both files answered."""
+
+    role: Literal["source", "target", "earlier"]
+    domain: Name
+    images: int
+    before: float | None = None
+    after: float | None = None
+    confusion_before: tuple[Cell, ...] = ()
+    confusion_after: tuple[Cell, ...] = ()
+    lost: tuple[Flip, ...] = ()
+    gained: tuple[Flip, ...] = ()
+
+
+class EpochTold(_Part):
+    """One line of a learning curve; see ``training.diagnosis.Epoch``."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    select_accuracy: float | None = None
+    select_nll: float | None = None
+
+
+class CandidateTold(_Part):
+    """What one strategy made; see ``training.candidate.Candidate``."""
+
+    strategy: Name
+    stages: tuple[Name, ...]
+    best_epoch: int
+    seconds: float
+    history: tuple[EpochTold, ...]
+
+
+class ChangeTold(_Part):
+    """From the incumbent to a point of the line, image by image."""
+
+    images: int
+    lost: int
+    won: int
+    nll_rise: float
+
+    @property
+    def gain(self) -> float:
+        """The rise of accuracy, in [-1, 1]."""
+        return (self.won - self.lost) / self.images
+
+
+class PointTold(_Part):
+    """One point of the line between incumbent and candidate."""
+
+    alpha: float
+    target: ChangeTold | None
+    target_accuracy: float | None
+    source: ChangeTold | None
+
+
+class BlendTold(_Part):
+    """The line, and the point taken."""
+
+    alpha: float
+    reason: Prose
+    curve: tuple[PointTold, ...]
+
+    @property
+    def chosen(self) -> PointTold | None:
+        """The point taken."""
+        return next((point for point in self.curve if point.alpha == self.alpha), None)
+
+
+class FindingTold(_Part):
+    """A named failure, the numbers that show it, and the response."""
+
+    failure: Name
+    evidence: Prose
+    response: Prose
+
+
+class TrialTold(_Part):
+    """One strategy tried."""
+
+    candidate: CandidateTold
+    blend: BlendTold
+    findings: tuple[FindingTold, ...] = ()
+
+
+class Engine(_Part):
+    """What was tried, and which of it was taken."""
+
+    chosen: int
+    reason: Prose
+    trials: tuple[TrialTold, ...]
+
+
+class ArtifactsTold(_Part):
+    """The files' digests and sizes."""
+
+    onnx: Name
+    weights: Name
+    onnx_bytes: int
+    weights_bytes: int
+
+
+class Cost(_Part):
+    """Of one exported file."""
+
+    bytes: int
+    milliseconds: float | None = None
+
+
+class Parity(_Part):
+    """How closely the exported file answers as the network does."""
+
+    images: int | None = None
+    max_abs_logit: float | None = None
+    real: bool = True
+
+
+class Files(_Part):
+    """What was exported. ``cost`` is the incumbent's, if there is one, then the candidate's."""
+
+    artifacts: ArtifactsTold
+    parity: Parity = Parity()
+    cost: tuple[Cost, ...] = ()
+
+
+class Told(_Part):
+    """The whole document."""
+
+    job: JobTold
+    state: Literal["SUCCEEDED", "REJECTED", "INCONCLUSIVE"]
+    version: Name | None = None
+    verdict: VerdictTold | None
+    architecture: Name | None = None
+    labels: tuple[Name, ...]
+    sets: tuple[SetTold, ...]
+    engine: Engine | None = None
+    files: Files
+    digests: dict[Name, Name] = {}
+    label_suspects: tuple[Suspect, ...] = ()
+    seconds: dict[Name, float] = {}
+    peak_memory_mib: float | None = None
+    libraries: dict[Name, Name] = {}
+
+    def label(self, index: int) -> str:
+        """The name of a label by its place."""
+        return self.labels[index] if index < len(self.labels) else f"#{index}"
+
+    def of(self, role: str) -> SetTold | None:
+        """The set of verify images in this role, the first one of several."""
+        return next((one for one in self.sets if one.role == role), None)
+
+    def measured(self, shown: SetTold) -> Measured | None:
+        """What the guard measured on a set."""
+        sets = () if self.verdict is None else self.verdict.measurements.sets
+        named = [one for one in sets if one.name == shown.domain]
+        return next((one for one in named if one.role == shown.role), named[0] if named else None)
+
+
+def short(name: str | None) -> str:
+    """The last part of a resource name: ``night`` of ``domains/night``."""
+    return "" if name is None else name.rpartition("/")[2]
