@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pydantic
+import torch
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind, Phase
@@ -26,7 +27,7 @@ from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
-from acclimate_service.training.trunk import Trunk
+from acclimate_service.training.trunk import Trunk, layout
 
 GOOD_ENOUGH = 0.97  # select accuracy above which more stages cannot show that they help
 CLOSE = 0.005  # of accuracy: not worth moving more stages
@@ -121,6 +122,7 @@ def adapt(
     incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
     planned = _fixed(strategy) if strategy != "auto" else None
     enter(Phase.PREPARING, "trunk")
+    network.to(memory_format=layout(network, run.device))
     expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])
     boundaries = sorted({one.boundary(network) for one in expected} | {len(network.stages)})
     fill(trunk, stock, expected[-1], boundaries)
@@ -151,6 +153,7 @@ def adapt(
             break
     best, reason = choose(trials, tolerance)
     state = incumbent | trials[0].blend.state | trials[best].blend.state
+    network.to(memory_format=torch.contiguous_format)  # as exporters expect it
     restore(network, state)
     run.tell(
         EventKind.DECISION,

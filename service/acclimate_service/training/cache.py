@@ -85,7 +85,8 @@ class Shelf:
             for position, (keys, rows) in enumerate(self._open):
                 if rows.size:
                     file.write(np.ascontiguousarray(rows).tobytes())
-                    self._open[position] = (keys, rows[:0])
+                    # Not rows[:0]: an empty view would keep all the rows in memory.
+                    self._open[position] = (keys, np.empty(0, self.dtype))
 
     def _publish(self) -> None:
         keys = [key for some, _ in self._open for key in some]

@@ -211,7 +211,12 @@ class Trunk:
                 x = self._input(part, rows)
                 # Rounded as a kept row would be: keeping must change nothing.
                 tensors.append(_half(self._forward(0, boundary, x)).float())
-        return torch.cat(tensors)
+        return self._laid_out(torch.cat(tensors))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            return x.contiguous()
+        return x.contiguous(memory_format=layout(self.network, self._run.device))
 
     # ── computing ────────────────────────────────────────────────────────────
 
@@ -265,8 +270,7 @@ class Trunk:
             x = x.float()
             where = torch.from_numpy(augmented).to(x.device)
             x[where] = augment.recolour(x[where], changes)
-        x = normalise(x, self.network.preprocessing)
-        return x.contiguous(memory_format=torch.channels_last)
+        return self._laid_out(normalise(x, self.network.preprocessing))
 
     def _forward(self, below: int, boundary: int, x: Tensor) -> Tensor:
         stages = self.network.stages[below:boundary]
@@ -281,6 +285,16 @@ class Trunk:
         if not self._run.on_cuda:
             return x
         return x.pin_memory().to(self._run.device, non_blocking=True)
+
+
+def layout(network: Network, device: torch.device) -> torch.memory_format:
+    """The memory layout that is fastest here, for weights and activations alike.
+
+    On the CPU, channels last was measured twice as fast at 160 and 224 pixels, and
+    no faster at 128.
+    """
+    large = device.type == "cuda" or network.preprocessing.size >= 160
+    return torch.channels_last if large else torch.contiguous_format
 
 
 def fingerprint(network: Network, boundary: int) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tests.unit.training import tiny
 
 from acclimate_service.domain.job import EventKind
 from acclimate_service.imaging import prepare
+from acclimate_service.training.cache import Cache
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed
 from acclimate_service.training.finetune import tune
@@ -141,3 +144,14 @@ def test_the_plain_view_is_what_serving_prepares():
     kept = trunk.shelf(0).read([f"{pictures.contents[0]}:plain"])
     expected = prepare(pictures.read(0), trunk.network.preprocessing)
     assert np.array_equal(kept[0], expected)
+
+
+def test_rows_written_to_a_folder_do_not_stay_in_memory(tmp_path):
+    shelf = Cache(budget=1 << 20, folder=tmp_path).shelf("key", (8,), np.float16)
+    rows = np.ones((4, 8), np.float16)
+    gone = weakref.ref(rows)
+    shelf.write(["a", "b", "c", "d"], rows)
+    del rows
+    assert gone() is None
+    shelf.seal()
+    assert shelf.read(["c"]).sum() == 8
