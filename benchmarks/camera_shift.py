@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from acclimate import (
     Client,
@@ -119,7 +120,9 @@ def main() -> None:
         given.json.write_text(json.dumps(found, indent=1))
 
 
-def walk(given: argparse.Namespace, client: Client, home: Path, *, size: int, epochs: int) -> dict:
+def walk(
+    given: argparse.Namespace, client: Client, home: Path, *, size: int, epochs: int
+) -> dict[str, Any]:
     """Upload, bootstrap, adapt, compare."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -148,9 +151,10 @@ def walk(given: argparse.Namespace, client: Client, home: Path, *, size: int, ep
         [*words, "--job", job.name, "--json"], capture_output=True, text=True, check=True,
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
+    summary: dict[str, Any] = dict(job.summary)
     return {
         "state": job.state.value,
-        "verdict": job.summary["verdict"]["summary"],
+        "verdict": summary["verdict"]["summary"],
         "choice": job.summary["choice"],
         "target": job.summary["target"],
         "source": job.summary["source"],
@@ -160,7 +164,7 @@ def walk(given: argparse.Namespace, client: Client, home: Path, *, size: int, ep
     }
 
 
-def show(found: dict) -> None:
+def show(found: dict[str, Any]) -> None:
     """The table."""
     naive, target, source = found["naive"], found["target"], found["source"]
     print(f"\n{found['state']}: {found['verdict']}\nchoice: {found['choice']}\n")

@@ -126,7 +126,11 @@ class Job:
                     after = message.sequence
                     yield _wire.event(message)
             except grpc.RpcError as failure:
-                patience.wait(error_of(failure))
+                if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self.refresh()  # a quiet job is no absent service: this call says which
+                    patience.renew()
+                else:
+                    patience.wait(error_of(failure))
                 continue
             finally:
                 call.cancel()  # a caller that stops early leaves no stream behind
