@@ -205,11 +205,17 @@ def _template() -> jinja2.Template:
 
 
 def telling(groups: Iterable[GroupTold]) -> list[GroupTold]:
-    """Groups in the order of their labels if they fit a table, else those that changed most."""
+    """Groups in the order of their labels if they fit a table, else those that changed most.
+
+    Of these the losses first: three rows of four, if there are as many.
+    """
     listed = list(groups)
     if len(listed) <= ROWS_MOST:
         return listed
-    ranked = sorted(listed, key=lambda g: (g.gained - g.lost, -g.lost - g.gained))
+    changed = [group for group in listed if group.lost or group.gained]
+    ranked = sorted(changed, key=lambda g: (g.gained - g.lost, -g.lost - g.gained))
+    if len(ranked) <= ROWS_MOST:
+        return ranked
     return [*ranked[: ROWS_MOST * 3 // 4], *ranked[-ROWS_MOST // 4 :]]
 
 

@@ -179,6 +179,8 @@ def test_a_thousand_labels_become_the_pairs_that_changed_most() -> None:
     page = render(told, read=picture)
     assert 'class="grid"' not in page
     assert "The confusions that changed most" in page
+    rows = re.findall(r'<tr><th scope="row">class \d+</th>', page)
+    assert 40 <= len(rows) <= 3 * (40 + 24)
     assert len(page) < 1_000_000
     assert len(json.dumps(told, indent=1)) < 1_500_000
 
