@@ -13,6 +13,7 @@ from acclimate_service.domain.examples import SELECT_SHARE
 from acclimate_service.domain.verdict import Decision
 from acclimate_service.worker.told import CheckTold, Told, VerdictTold, short
 
+OUT_OF_REACH = 20  # times as many images as there are: another way is shorter
 WORN = 3  # looks after which new holdout images pay more than another try
 
 
@@ -170,11 +171,11 @@ def _decide(told: Told, verdict: VerdictTold) -> list[Step]:
     more: dict[str, int] = {}
     hopeless: list[CheckTold] = []
     for check in undecided:
-        if check.needed is None:
+        there, domain = _images(told, check), _domain(told, check)
+        if check.needed is None or check.needed > OUT_OF_REACH * max(there, 100):
             hopeless.append(check)
-            continue
-        domain = _domain(told, check)
-        more[domain] = max(more.get(domain, 0), _held_out(check.needed - _images(told, check)))
+        else:
+            more[domain] = max(more.get(domain, 0), _held_out(check.needed - there))
     found = [
         Step(
             text=f"Hold out about {count:,} more images of {domain}: {1 - SELECT_SHARE:.0%} of "
@@ -185,15 +186,18 @@ def _decide(told: Told, verdict: VerdictTold) -> list[Step]:
     ]
     short_of = [check for check in undecided if check.kind == "coverage"]
     found += [Step(text=f"{c.message[:1].upper()}{c.message[1:]}.") for c in short_of]
-    found += [
-        Step(
-            text=f"More images would not decide the {check.kind} of {_domain(told, check)} at "
-            "these rates. Give more or better training images, or a guard with wider limits "
-            "(--guard exploratory)."
-        )
-        for check in hopeless
-    ]
-    return found
+    return found + [Step(text=_instead(told, check)) for check in hopeless]
+
+
+def _instead(told: Told, check: CheckTold) -> str:
+    """What to do where no reachable number of images decides."""
+    many = "No number of" if check.needed is None else f"Only {check.needed:,} verify"
+    wider = "or ask for wider limits (--guard exploratory)."
+    remedy = {
+        "NLL": "Train for fewer --epochs, let less move (--strategy head), ",
+        "ECE": "Train for fewer --epochs, let less move (--strategy head), ",
+    }.get(check.kind, "Give more or better training images, ")
+    return f"{many} images would decide {subject(told, check)} at these rates. {remedy}{wider}"
 
 
 def _held_out(verify: int) -> int:

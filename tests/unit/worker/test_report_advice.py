@@ -77,7 +77,14 @@ def test_the_need_of_a_class_is_counted_from_the_whole_set() -> None:
 
 def test_what_no_images_decide_is_not_answered_with_more_images() -> None:
     told = with_check(adapted(ACCEPTED), "target accuracy", decision="INCONCLUSIVE", needed=None)
-    assert "More images would not decide the accuracy of webcam" in texts(told)
+    assert "No number of images would decide accuracy on webcam" in texts(told)
+    assert not any("upload" in command for command in commands(told))
+
+
+def test_a_number_of_images_that_nobody_has_is_not_asked_for() -> None:
+    told = with_check(adapted(ACCEPTED), "target ECE", decision="INCONCLUSIVE", needed=25_376)
+    assert "Only 25,376 verify images would decide ECE on webcam" in texts(told)
+    assert "Train for fewer --epochs" in texts(told)
     assert not any("upload" in command for command in commands(told))
 
 
