@@ -159,7 +159,7 @@ def bootstrap(pair: Pair, folder: Path, on_event: Callable[[EventKind, str, Fact
     trunk = Trunk(network, Cache(budget=CACHE_BYTES), augmentation=GENTLE, views=2, run=run)
     adapt(
         network, stock=stock, trunk=trunk, strategy="tail", effort=Effort(epochs=8),
-        tolerance=Tolerance(blind=1.0), run=run, bootstrap=True,
+        tolerance=Tolerance(), run=run, bootstrap=True,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     file.write_bytes(weights.save(network))

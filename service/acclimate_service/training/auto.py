@@ -9,7 +9,7 @@ among the points to choose from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pydantic
@@ -119,6 +119,8 @@ def adapt(
         TrainingDiverged: training stayed unstable at ever lower rates.
     """
     kept = checkpoints or NoCheckpoints()
+    if bootstrap:
+        tolerance = replace(tolerance, blind=1.0)  # there is no source to be careful of
     incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
     planned = _fixed(strategy) if strategy != "auto" else None
     enter(Phase.PREPARING, "trunk")

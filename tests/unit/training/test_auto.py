@@ -34,7 +34,9 @@ class Shelf:
         self.kept[key] = json.dumps(summary), {name: t.clone() for name, t in state.items()}
 
 
-def run_engine(net=None, *, stock=None, strategy="auto", epochs=4, diary=None, **changes):
+def run_engine(
+    net=None, *, stock=None, strategy="auto", epochs=4, rate=tiny.RATE, diary=None, **changes
+):
     net = net or tiny.incumbent()
     run = tiny.run(on_event=diary or tiny.Diary(), **changes.pop("run", {}))
     settings = {"tolerance": Tolerance(), **changes}
@@ -43,7 +45,7 @@ def run_engine(net=None, *, stock=None, strategy="auto", epochs=4, diary=None, *
         stock=stock or tiny.target_stock(),
         trunk=tiny.trunk(net, surroundings=run),
         strategy=strategy,
-        effort=Effort(epochs=epochs, batch_size=16, rate=tiny.RATE),
+        effort=Effort(epochs=epochs, batch_size=16, rate=rate),
         run=run,
         **settings,
     )
@@ -190,11 +192,11 @@ def test_without_select_images_the_head_is_taken():
 def test_a_bootstrap_needs_no_incumbent():
     net = tiny.network()
     outcome = run_engine(
-        net, stock=tiny.source_stock(), strategy="full", epochs=8, bootstrap=True,
-        tolerance=Tolerance(blind=1.0),
-    )  # fmt: skip
+        net, stock=tiny.source_stock(), strategy="full", epochs=8, rate=1, bootstrap=True
+    )
     assert accuracy(net, tiny.Pictures([20] * 4, seed=8)) > 0.9
     assert [trial.candidate.strategy for trial in outcome.trials] == ["head", "full"]
+    assert outcome.trial.blend.alpha > 0.5  # nothing is there to be careful of
 
 
 def test_new_labels_are_learnt_and_old_ones_kept():
