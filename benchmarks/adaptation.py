@@ -232,6 +232,8 @@ def _adapted(network: Network, stock: Stock, method: str, run: Run) -> str:
         return f"{outcome.trial.candidate.strategy}@{outcome.trial.blend.alpha:g}"
     # What people do has no guard and no blend: the end of training is taken as it is.
     strategy, start = parse(method), {}
+    if method == "naive":
+        stock = Stock(train=stock.train)  # the usual script looks at nothing else
     if strategy.head_first:
         probe = parse("head+no-replay" if not strategy.replay_share else "head")
         start = tune(
