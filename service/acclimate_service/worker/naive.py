@@ -32,7 +32,7 @@ from acclimate_service.training.finetune import Effort, tune
 from acclimate_service.training.network import Network, build, normalise
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import parse
-from acclimate_service.training.trunk import Trunk
+from acclimate_service.training.trunk import LAYOUT, Trunk
 from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.stock import images_of
 
@@ -65,7 +65,7 @@ def fine_tune(store: Store, name: JobName, *, threads: int, device: torch.device
     weights.restore(network, store.blobs.get(found.artifacts.weights))
     network.preprocessing = found.preprocessing
     network.to(device)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=LAYOUT)
     images = images_of(
         store, target=draft.target, known=[draft.source], space=found.labels, replay_per_class=0
     )
