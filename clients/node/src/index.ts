@@ -1,0 +1,28 @@
+export { Client, DEFAULT_TARGET } from "./client.js";
+export type { AdaptOptions, PredictOptions, RegisterOptions } from "./client.js";
+export type { Settings, TLS } from "./connection.js";
+export * from "./errors.js";
+export { examplesFromFolder, labelsOfFolder } from "./folders.js";
+export { Job, ended } from "./job.js";
+export type { Example, UploadResult } from "./upload.js";
+export {
+  AdaptationJob_Kind as JobKind,
+  AdaptationJob_Phase as Phase,
+  AdaptationJob_State as JobState,
+  JobEvent_Kind as EventKind,
+  Role,
+  UploadBatchResponse_Acknowledgement_Outcome as Outcome,
+} from "./stubs/acclimate/v1/adaptation.js";
+export type {
+  Domain,
+  JobEvent,
+  LabeledBatch,
+  UploadBatchResponse_Acknowledgement as Acknowledgement,
+} from "./stubs/acclimate/v1/adaptation.js";
+export type {
+  PredictResponse,
+  PredictStreamResponse,
+  Prediction,
+} from "./stubs/acclimate/v1/inference.js";
+export { WeightsSource_Kind as WeightsKind } from "./stubs/acclimate/v1/registry.js";
+export type { Alias, ModelVersion } from "./stubs/acclimate/v1/registry.js";
