@@ -204,6 +204,15 @@ class VersionInUse(ServiceError):
     reason = "VERSION_IN_USE"
 
 
+class ImageInUse(ServiceError):
+    """A job works on a domain that holds the image, which cannot be erased under it."""
+
+    reason = "IMAGE_IN_USE"
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"{job} may be using the image; wait for its end or cancel it", job=job)
+
+
 class VersionUnloadable(ServiceError):
     """A version cannot be loaded or warmed; the one before it serves on."""
 

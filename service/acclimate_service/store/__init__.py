@@ -17,12 +17,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import StoreUnavailable
-from acclimate_service.store import migrations
+from acclimate_service.domain.retention import Removed, RetentionPolicy
+from acclimate_service.store import backup, erasure, migrations, retention
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.audit import Audit, AuditEntry
+from acclimate_service.store.backup import Backup
 from acclimate_service.store.blobs import Blobs, BlobWriter, translated_os_errors
 from acclimate_service.store.domains import Domains, data_digest
 from acclimate_service.store.engine import Clock, Database, Transaction, open_engine
+from acclimate_service.store.erasure import Erasure
 from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
 from acclimate_service.store.jobs import Jobs
 from acclimate_service.store.leases import Checkpoint
@@ -36,10 +39,12 @@ __all__ = [
     "Answer",
     "Audit",
     "AuditEntry",
+    "Backup",
     "BlobWriter",
     "Blobs",
     "Checkpoint",
     "Domains",
+    "Erasure",
     "Jobs",
     "NewVersion",
     "Outcome",
@@ -82,6 +87,22 @@ class Store:
     ) -> Reconciliation:
         """See :func:`~acclimate_service.store.reconcile.reconcile`. For start-up."""
         return reconcile(self.database, self.blobs, grace=grace, idle=idle)
+
+    def save(self, path: Path) -> Backup:
+        """See :func:`~acclimate_service.store.backup.save`."""
+        return backup.save(self.database, self.blobs, path)
+
+    def restore(self, path: Path) -> Backup:
+        """See :func:`~acclimate_service.store.backup.restore`."""
+        return backup.restore(path, self.database, self.blobs)
+
+    def tidy(self, policy: RetentionPolicy, *, rehearse: bool = False) -> Removed:
+        """See :func:`~acclimate_service.store.retention.tidy`."""
+        return retention.tidy(self.database, policy, rehearse=rehearse)
+
+    def erase(self, content: str, *, who: str, why: str) -> Erasure:
+        """See :func:`~acclimate_service.store.erasure.erase`."""
+        return erasure.erase(self.database, self.blobs, content, who=who, why=why)
 
     def close(self) -> None:
         """Give all connections back and end all threads."""

@@ -40,7 +40,7 @@ class Audit:
             StoreUnavailable: the database is out of reach.
         """
         self._database.write(
-            _record, who=who, action=action, subject=subject, why=why, origin=origin
+            record, who=who, action=action, subject=subject, why=why, origin=origin
         )
 
     def list(
@@ -50,7 +50,8 @@ class Audit:
         return self._database.read(_page, subject, page_size, page_token)
 
 
-def _record(tx: Transaction, *, who: str, action: str, subject: str, why: str, origin: str) -> None:
+def record(tx: Transaction, *, who: str, action: str, subject: str, why: str, origin: str) -> None:
+    """Append a line, in a transaction with what it tells of."""
     tx.run(
         sa.insert(schema.audit).values(
             at=tx.now,

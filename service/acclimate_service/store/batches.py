@@ -125,7 +125,7 @@ def abandon(tx: Transaction, name: BatchName) -> None:
     tx.serialize(LOCK)
     if find(tx, name, lock=True).committed:
         raise UploadIncomplete(f"{name} is committed and cannot be abandoned")
-    _drop(tx, name.batch)
+    drop(tx, name.batch)
 
 
 def expire(tx: Transaction, idle: dt.timedelta) -> tuple[BatchName, ...]:
@@ -138,7 +138,7 @@ def expire(tx: Transaction, idle: dt.timedelta) -> tuple[BatchName, ...]:
         .order_by(table.c.number)
     )
     for _, batch in rows:
-        _drop(tx, batch)
+        drop(tx, batch)
     return tuple(BatchName(domain, batch) for domain, batch in rows)
 
 
@@ -194,7 +194,8 @@ def find(tx: Transaction, name: BatchName, *, lock: bool = False) -> sa.Row[Any]
     return row
 
 
-def _drop(tx: Transaction, batch: str) -> None:
+def drop(tx: Transaction, batch: str) -> None:
+    """Delete a batch with all it received; whoever calls this knows that it may go."""
     tx.run(sa.delete(schema.examples).where(schema.examples.c.batch == batch))
     tx.run(sa.delete(schema.refusals).where(schema.refusals.c.batch == batch))
     tx.run(sa.delete(schema.batches).where(schema.batches.c.id == batch))

@@ -2,6 +2,7 @@
 
     ROOT/sha256/ab/abcd…   the files; the name is the digest of the content
     ROOT/tmp/              what is being written
+    ROOT/lock, ROOT/held   see ``_locked`` and ``held``
 
 A file appears under its name whole and durable or not at all: temporary name, fsync,
 rename, fsync of the folder. Two writers of the same content are harmless.
@@ -65,6 +66,7 @@ class Blobs:
             self._files.mkdir(parents=True, exist_ok=True)
             self._temporary.mkdir(exist_ok=True)
             (root / "lock").touch()
+            (root / "held").touch()
             # All of them beforehand, so that no writer has to wait for another's new
             # folder to be durable.
             for prefix in range(256):
@@ -205,10 +207,30 @@ class Blobs:
 
     # ── taking away ──────────────────────────────────────────────────────────
 
-    def delete(self, digest: str) -> None:
-        """Remove the blob, if it is there. Whoever calls this knows that nothing names it."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Have no blob removed, by any process, while the block runs: a backup copies them."""
+        with self._locked(fcntl.LOCK_SH, "held"):
+            yield
+
+    def delete(self, digest: str) -> bool:
+        """Remove the blob. Whoever calls this knows that nothing names it.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            StoreUnavailable: a backup is being made.
+        """
         with translated_os_errors():
-            self.path(digest).unlink(missing_ok=True)
+            try:
+                with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, "held"):
+                    self.path(digest).unlink()
+            except BlockingIOError as error:
+                raise StoreUnavailable("a backup is being made; try again after it") from error
+            except FileNotFoundError:
+                return False
+        return True
 
     def delete_older(self, digest: str, moment: float) -> int | None:
         """Remove the blob unless it was stored, or stored again, after *moment* (Unix seconds).
@@ -217,17 +239,21 @@ class Blobs:
         upload is about to name is never taken from under it.
 
         Returns:
-            The bytes freed; None if it stays.
+            The bytes freed; None if it stays, as everything does while a backup is made.
         """
         path = self.path(digest)
-        with translated_os_errors(), self._locked(fcntl.LOCK_EX):
+        with translated_os_errors():
             try:
-                stat = path.stat()
-            except FileNotFoundError:
+                with (
+                    self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, "held"),
+                    self._locked(fcntl.LOCK_EX),
+                ):
+                    stat = path.stat()
+                    if stat.st_mtime > moment:
+                        return None
+                    path.unlink()
+            except (FileNotFoundError, BlockingIOError):
                 return None
-            if stat.st_mtime > moment:
-                return None
-            path.unlink()
             return stat.st_size
 
     def digests(self) -> Iterator[str]:
@@ -316,9 +342,9 @@ class Blobs:
             raise BlobNotFound(digest) from error
 
     @contextlib.contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
+    def _locked(self, kind: int, file: str = "lock") -> Iterator[None]:
         # A descriptor of its own: flock is held by the open file, not by the thread.
-        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(self.root / file, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, kind)
             yield

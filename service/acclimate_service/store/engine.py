@@ -110,6 +110,20 @@ class Database:
         with _translated(), self.engine.begin() as connection:
             return work(Transaction(connection, self._clock), *args, **kwargs)
 
+    def snapshot(
+        self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As :meth:`read`, and every statement of *work* sees the same moment.
+
+        Raises:
+            StoreUnavailable: the database is gone or refuses.
+        """
+        engine = self.engine  # SQLite's transactions are snapshots as they are
+        if engine.dialect.name == "postgresql":
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with _translated(), engine.begin() as connection:
+            return work(Transaction(connection, self._clock), *args, **kwargs)
+
     def write(
         self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -230,6 +244,8 @@ def _open_sqlite(url: sa.URL) -> sa.Engine:
         # FULL: a commit that was answered survives a power cut, not only a kill.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # What is deleted is overwritten: an erased image leaves nothing in the file.
+        connection.execute("PRAGMA secure_delete=ON")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

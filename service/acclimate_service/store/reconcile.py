@@ -55,7 +55,7 @@ def reconcile(
     expired = database.write(batches.expire, idle)
     moment = (clock() - grace).timestamp()
     unfinished = blobs.delete_unfinished(moment)
-    spoken = database.read(_spoken_of)
+    spoken = database.read(spoken_of)
     orphans = freed = 0
     for group in _groups(blobs.digests()):
         candidates = [digest for digest in group if digest not in spoken]
@@ -74,7 +74,7 @@ def reconcile(
     )
 
 
-def _spoken_of(tx: Transaction) -> frozenset[str]:
+def spoken_of(tx: Transaction) -> frozenset[str]:
     """Every digest in a row that is not an example's: few, so they are held in memory.
 
     JSON columns are searched as text: whatever looks like a digest counts as named,

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Rows = NDArray[np.float16] | NDArray[np.uint8]
 RowType = type[np.float16] | type[np.uint8]
 
+FOLDER = "trunk-cache"  # in a worker's home
+
 
 class Shelf:
     """Rows of one shape and type, found by key. Written once, then read any number of times."""
@@ -164,3 +166,17 @@ class Cache:
             index.unlink(missing_ok=True)
             rows.unlink(missing_ok=True)
             total -= size
+
+
+def forget(folder: Path, content: str) -> int:
+    """Remove every shard in a cache's folder that holds rows of an image; how many.
+
+    A shard is one file, so other images' rows go with it and are computed again.
+    """
+    removed = 0
+    for index in folder.glob("*/*.json"):
+        if f'"{content}:' in index.read_text():
+            index.unlink(missing_ok=True)
+            index.with_suffix(".rows").unlink(missing_ok=True)
+            removed += 1
+    return removed

@@ -137,7 +137,7 @@ def main() -> None:
     workplace = Workplace.model_validate_json(sys.stdin.readline())
 
     # torch comes in here, while the parent waits for a job to claim.
-    from acclimate_service.training.cache import Cache  # noqa: PLC0415
+    from acclimate_service.training.cache import FOLDER, Cache  # noqa: PLC0415
     from acclimate_service.training.device import choose_device  # noqa: PLC0415
     from acclimate_service.worker.recipe import run_job  # noqa: PLC0415
 
@@ -157,7 +157,7 @@ def main() -> None:
                 lease,
                 store_url=workplace.store_url,
                 blob_root=workplace.blob_root,
-                cache=Cache(budget=workplace.cache_bytes, folder=workplace.home / "trunk-cache"),
+                cache=Cache(budget=workplace.cache_bytes, folder=workplace.home / FOLDER),
                 device=device,
                 threads=workplace.threads,
                 sign_of_life=sign_of_life,

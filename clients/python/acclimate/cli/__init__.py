@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from acclimate.cli import demo, domains, guard, health, jobs, models, predict, processes, up
+from acclimate.cli import (
+    demo,
+    doctor,
+    domains,
+    guard,
+    health,
+    jobs,
+    models,
+    predict,
+    processes,
+    store,
+    up,
+)
 from acclimate.cli.refusals import Refusals
 
 app = typer.Typer(
@@ -51,6 +63,8 @@ app.command(rich_help_panel=_RUNNING)(up.up)
 app.command(rich_help_panel=_RUNNING)(processes.serve)
 app.command(rich_help_panel=_RUNNING)(processes.work)
 app.command(rich_help_panel=_RUNNING)(health.health)
+app.command(rich_help_panel=_RUNNING)(doctor.doctor)
+app.command(rich_help_panel=_RUNNING, **store.PASSED_ON)(store.store)
 app.command(rich_help_panel=_RUNNING)(demo.demo)
 
 app.command(rich_help_panel=_MODELS)(models.register)

@@ -39,12 +39,12 @@ def command(process: str) -> list[str]:
     return [sys.executable, "-m", f"acclimate_service.{process}"]
 
 
-def become(process: str, **settings: object) -> NoReturn:
+def become(process: str, *words: str, **settings: object) -> NoReturn:
     """Turn this process into one of the service, so that signals reach it directly."""
     sys.stdout.flush()
     sys.stderr.flush()
-    words = command(process)
-    os.execve(words[0], words, environment(**settings))  # noqa: S606  our own interpreter
+    words = (*command(process), *words)
+    os.execve(words[0], list(words), environment(**settings))  # noqa: S606  our own interpreter
 
 
 def serve(

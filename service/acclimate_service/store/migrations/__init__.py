@@ -26,25 +26,27 @@ def current(connection: sa.Connection) -> str | None:
     return revision
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Bring a database to ``HEAD``, inside the connection's transaction.
+def upgrade(connection: sa.Connection, revision: str = HEAD) -> None:
+    """Bring a database up to *revision*, inside the connection's transaction.
 
     Raises:
-        StoreUnavailable: the database was written by a newer Acclimate.
+        StoreUnavailable: the database, or *revision*, is of a newer Acclimate.
     """
     found = current(connection)
-    if found == HEAD:
+    if found == revision:
         return
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
 
     config = _config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise StoreUnavailable(
-            f"the store has the schema {found}, which this version does not know; update Acclimate"
-        )
-    command.upgrade(config, "head")
+    for named in (found, revision):
+        if named is not None and named not in known:
+            raise StoreUnavailable(
+                f"the store has the schema {named}, which this version does not know; "
+                "update Acclimate"
+            )
+    command.upgrade(config, revision)
 
 
 def downgrade(connection: sa.Connection, revision: str) -> None:

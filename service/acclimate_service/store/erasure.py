@@ -1,0 +1,176 @@
+"""Erasing an image: its rows, its files, the reports that show it; and what it has taught.
+
+Weights cannot unlearn. Versions that were trained on the image, or descend from one
+that was, are listed, so that somebody can decide what becomes of them. A backup made
+before still holds the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
+from acclimate_service.domain.examples import Split
+from acclimate_service.domain.job import JobState
+from acclimate_service.domain.names import BatchName, JobName, VersionName
+from acclimate_service.store import audit, batches, schema
+from acclimate_service.store.blobs import Blobs
+from acclimate_service.store.engine import Database, Transaction
+
+_UNENDED = [state.value for state in JobState if not state.ended]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """What became of one image. ``content`` is the sha256 of its upright RGB pixels."""
+
+    content: str
+    batches: tuple[BatchName, ...]  # that held it
+    files: tuple[str, ...]  # digests of the blobs removed
+    reports: tuple[JobName, ...]  # removed, since they showed it
+    trained: tuple[VersionName, ...]  # learnt from it, themselves or by descent
+    measured: tuple[VersionName, ...]  # chosen or judged by it
+
+
+def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str) -> Erasure:
+    """Erase the image of this content from every domain, and record that it was done.
+
+    Rows go first, then files: if this dies between the two, calling it again is refused
+    as there is no such image, and reconciling collects the files.
+
+    Raises:
+        ImageInUse: a job that has not ended works on a domain that holds it.
+        InvalidSpec: nobody is named, or no reason is given.
+        NotFound: no domain holds it.
+        StoreUnavailable: the store is out of reach, or a backup is being made.
+    """
+    if not (who.strip() and why.strip()):
+        raise InvalidSpec("erasing an image needs a name and a reason")
+    shown = database.read(_reported, blobs, content)
+    erasure = database.write(_erase, content, shown, who, why)
+    for digest in erasure.files:
+        blobs.delete(digest)
+    _forget_log(database)
+    return erasure
+
+
+def content_of(database: Database, batch_domain: str, id_: str) -> str:
+    """The content of the one image that a domain holds under an uploader's id.
+
+    Raises:
+        NotFound: it holds none.
+        InvalidSpec: it holds several.
+    """
+    table = schema.examples
+    query = sa.select(table.c.content).where(table.c.domain == batch_domain, table.c.id == id_)
+    found = database.read(Transaction.rows, query.distinct())
+    if not found:
+        raise NotFound(f"domains/{batch_domain} example {id_!r}", see="the ids that were uploaded")
+    if len(found) > 1:
+        raise InvalidSpec(f"{len(found)} images have the id {id_!r}; name one by its content")
+    content: str = found[0].content
+    return content
+
+
+def _reported(tx: Transaction, blobs: Blobs, content: str) -> tuple[str, ...]:
+    """The jobs whose report shows the image, found by its file's digest."""
+    examples, jobs = schema.examples, schema.jobs
+    digests = [
+        row.blob.encode()
+        for row in tx.rows(sa.select(examples.c.blob).where(examples.c.content == content))
+    ]
+    reports = tx.rows(
+        sa.select(jobs.c.id, jobs.c.report_json)
+        .where(jobs.c.report_json != "")
+        .where(sa.or_(jobs.c.source.in_(_holding(content)), jobs.c.target.in_(_holding(content))))
+    )
+    found = []
+    for row in reports:
+        if blobs.exists(row.report_json):
+            text = blobs.get(row.report_json)
+            if any(digest in text for digest in digests):
+                found.append(row.id)
+    return tuple(found)
+
+
+def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: str) -> Erasure:
+    tx.serialize(batches.LOCK)
+    examples, jobs = schema.examples, schema.jobs
+    rows = tx.rows(sa.select(examples).where(examples.c.content == content))
+    if not rows:
+        raise NotFound(f"an image of content {content}", see="the digests of ListExamples")
+    busy = tx.scalar(
+        sa.select(jobs.c.id)
+        .where(jobs.c.state.in_(_UNENDED))
+        .where(sa.or_(jobs.c.source.in_(_holding(content)), jobs.c.target.in_(_holding(content))))
+        .limit(1)
+    )
+    if busy is not None:
+        raise ImageInUse(str(JobName(busy)))
+    trained, measured = _taught(tx, rows)
+    tx.run(sa.delete(examples).where(examples.c.content == content))
+    files = {row.blob for row in rows}
+    gone = tx.rows(sa.select(jobs.c.report_html, jobs.c.report_json).where(jobs.c.id.in_(shown)))
+    files.update(digest for row in gone for digest in row if digest)
+    tx.run(sa.update(jobs).where(jobs.c.id.in_(shown)).values(report_html="", report_json=""))
+    audit.record(
+        tx, who=who, action="EraseImage", subject=f"content/{content}", why=why, origin="cli"
+    )
+    return Erasure(
+        content=content,
+        batches=tuple(dict.fromkeys(BatchName(row.domain, row.batch) for row in rows)),
+        files=tuple(sorted(files)),
+        reports=tuple(JobName(job) for job in shown),
+        trained=trained,
+        measured=tuple(name for name in measured if name not in trained),
+    )
+
+
+def _holding(content: str) -> Any:
+    """The domains that hold the image."""
+    examples = schema.examples
+    return sa.select(examples.c.domain).where(examples.c.content == content)
+
+
+def _taught(
+    tx: Transaction, rows: Sequence[Any]
+) -> tuple[tuple[VersionName, ...], tuple[VersionName, ...]]:
+    """The versions that learnt from the image, and those that were measured by it.
+
+    A job reads what was committed when it began: every version of a domain counts
+    whose job ended after the image's batch was committed. What descends from a trained
+    version was trained on all that it was.
+    """
+    trained: dict[VersionName, None] = {}
+    measured: dict[VersionName, None] = {}
+    versions, jobs, table = schema.versions, schema.jobs, schema.batches
+    for row in rows:
+        if not row.committed:
+            continue
+        committed_at = tx.scalar(sa.select(table.c.touched_at).where(table.c.id == row.batch))
+        made = tx.rows(
+            sa.select(versions.c.model, versions.c.id)
+            .join(jobs, jobs.c.id == versions.c.job)
+            .where(sa.or_(jobs.c.source == row.domain, jobs.c.target == row.domain))
+            .where(versions.c.created_at >= committed_at)
+        )
+        into = trained if Split(row.split) is Split.TRAIN else measured
+        into.update(dict.fromkeys(VersionName(found.model, found.id) for found in made))
+    for row in tx.rows(sa.select(versions).order_by(versions.c.number)):
+        if row.parent is not None and VersionName(row.model, row.parent) in trained:
+            trained[VersionName(row.model, row.id)] = None
+    return tuple(trained), tuple(measured)
+
+
+def _forget_log(database: Database) -> None:
+    """Move SQLite's write-ahead log, which still holds the rows, into the file and empty it."""
+    if database.engine.dialect.name == "sqlite":
+        with database.engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            connection.rollback()
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.contract.builders import (
+    SOURCE,
+    TARGET,
+    FakeClock,
+    Picture,
+    claimed,
+    domain,
+    draft,
+    furnish,
+    make_version,
+    pictures,
+    upload,
+)
+from tests.contract.conftest import Place
+
+from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
+from acclimate_service.domain.examples import Role
+from acclimate_service.domain.job import JobState
+from acclimate_service.domain.names import DomainName
+from acclimate_service.store import Store
+
+FACE = Picture(b"somebody's face")
+WHO = {"who": "ann", "why": "asked to"}
+
+
+@pytest.fixture
+def store(store: Store) -> Store:
+    furnish(store)
+    return store
+
+
+def examples(store: Store) -> int:
+    return sum(
+        sum(count.values())
+        for to in (SOURCE, TARGET)
+        for count in store.domains.counts(to).values()
+    )
+
+
+def test_an_image_is_gone_from_every_domain_and_from_disk(store: Store) -> None:
+    for to in (SOURCE, TARGET):
+        upload(store, [FACE, *pictures(2, prefix=str(to))], Role.TRAIN, to=to, request=str(to))
+    blob = store.blobs.put(FACE.file)
+    erasure = store.erase(FACE.content, **WHO)
+    assert {name.domain for name in erasure.batches} == {"amazon", "webcam"}
+    assert erasure.files == (blob,)
+    assert not store.blobs.exists(blob)
+    assert examples(store) == 4
+    assert store.reconcile().missing == ()
+    with pytest.raises(NotFound):
+        store.erase(FACE.content, **WHO)
+
+
+def test_no_trace_of_the_row_is_left_in_an_sqlite_file(store: Store, place: Place) -> None:
+    if not place.is_sqlite:
+        pytest.skip("PostgreSQL vacuums in its own time")
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    file = Path(place.url.removeprefix("sqlite:///"))
+
+    def kept() -> bytes:
+        return b"".join(path.read_bytes() for path in file.parent.glob(f"{file.name}*"))
+
+    assert FACE.content.encode() in kept()
+    store.erase(FACE.content, **WHO)
+    audited = f"content/{FACE.content}".encode()
+    assert audited in kept()
+    assert FACE.content.encode() not in kept().replace(audited, b"")
+
+
+def test_the_versions_that_learnt_from_it_are_told_with_their_descendants(
+    store: Store, clock: FakeClock
+) -> None:
+    before = make_version(store)
+    clock.advance(60)
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    clock.advance(60)
+    taught = make_version(store, before)  # its target holds the image
+    heir = make_version(store, taught)
+    erasure = store.erase(FACE.content, **WHO)
+    assert set(erasure.trained) == {taught, heir}
+    assert before not in erasure.measured
+
+
+def test_a_held_out_image_taught_nothing_but_was_looked_at(store: Store, clock: FakeClock) -> None:
+    before = make_version(store)
+    clock.advance(60)
+    upload(store, [FACE, *pictures(2)], Role.HOLDOUT, request="r")
+    clock.advance(60)
+    judged = make_version(store, before)
+    erasure = store.erase(FACE.content, **WHO)
+    assert erasure.trained == ()
+    assert erasure.measured == (judged,)
+
+
+def test_a_report_that_shows_the_image_goes_and_another_stays(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    blob = store.blobs.put(FACE.file)
+    version = make_version(store)
+    jobs = []
+    for lost in ([{"blob": blob}], []):
+        store.jobs.enqueue(draft(version), request_id="")
+        job, lease = claimed(store)
+        store.jobs.finish(
+            lease,
+            state=JobState.REJECTED,
+            summary={},
+            report_html=store.blobs.put(f"<html>{lost}".encode()),
+            report_json=store.blobs.put(json.dumps({"lost": lost}).encode()),
+        )
+        jobs.append(job.name)
+    erasure = store.erase(FACE.content, **WHO)
+    assert erasure.reports == (jobs[0],)
+    assert [bool(store.jobs.get(job).report_html) for job in jobs] == [False, True]
+    assert len(erasure.files) == 3
+    assert not any(store.blobs.exists(digest) for digest in erasure.files)
+
+
+def test_an_image_is_not_erased_under_a_job(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    job = store.jobs.enqueue(draft(make_version(store)), request_id="")
+    with pytest.raises(ImageInUse, match=str(job.name)):
+        store.erase(FACE.content, **WHO)
+    assert store.blobs.exists(store.blobs.put(FACE.file))
+    store.jobs.request_cancel(job.name)
+    assert store.erase(FACE.content, **WHO).files
+
+
+def test_erasing_needs_a_name_and_a_reason_and_is_recorded(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    for words in ({"who": "", "why": "asked to"}, {"who": "ann", "why": " "}):
+        with pytest.raises(InvalidSpec):
+            store.erase(FACE.content, **words)
+    store.erase(FACE.content, **WHO)
+    (entry,) = store.audit.list(subject=f"content/{FACE.content}").items
+    assert (entry.who, entry.action, entry.why) == ("ann", "EraseImage", "asked to")
+
+
+def test_an_erased_image_may_be_uploaded_again_for_another_use(store: Store) -> None:
+    other = domain(store, DomainName("other"))
+    upload(store, [FACE, *pictures(2)], Role.HOLDOUT, request="r")
+    store.erase(FACE.content, **WHO)
+    batch = upload(store, [FACE], Role.TRAIN, to=other, request="again")
+    assert batch.accepted == 1

@@ -1,0 +1,128 @@
+"""``acclimate store``, as whoever runs the service calls it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.contract.builders import SOURCE, furnish, make_version
+
+from acclimate_service import imaging
+from acclimate_service.domain.examples import EMPTY_CHAIN, Role, chain_digest
+from acclimate_service.store import Received, Store, open_store
+
+
+def encoded(shade: int, kind: str = "PNG") -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 2 * shade, 0)).save(held, kind, lossless=True)
+    return held.getvalue()
+
+
+def store_at(home: Path) -> Store:
+    return open_store(f"sqlite:///{home / 'acclimate.db'}", home / "blobs")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home whose store holds two images and a version made from them."""
+    home = tmp_path / "home"
+    store = store_at(home)
+    furnish(store)
+    batch = store.domains.begin_batch(SOURCE, Role.TRAIN, request_id="r")
+    chain, items = EMPTY_CHAIN, []
+    for index, shade in enumerate((10, 20)):
+        chain = chain_digest(chain, encoded(shade), "mug")
+        items.append(
+            Received(
+                index=index,
+                id=f"mug/{index}.png",
+                label="mug",
+                chain=chain,
+                content=imaging.content_digest(imaging.decode(encoded(shade))),
+                blob=store.blobs.put(encoded(shade)),
+            )
+        )
+    store.domains.add(batch.name, items)
+    store.domains.commit_batch(batch.name, count=2, chain=chain)
+    make_version(store)
+    store.close()
+    return home
+
+
+def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "acclimate", "store", *words],
+        env=os.environ | {"ACCLIMATE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+def told(*words: str, home: Path) -> Any:
+    done = run(*words, home=home)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_backup_is_restored_into_another_home(home: Path, tmp_path: Path) -> None:
+    saved = told("backup", str(tmp_path / "b.tar"), home=home)
+    restored = told("restore", str(tmp_path / "b.tar"), home=tmp_path / "new")
+    assert restored == saved
+    assert saved["tables"]["examples"]["count"] == 2
+    new = store_at(tmp_path / "new")
+    assert new.reconcile().missing == ()
+    new.close()
+
+
+def test_a_restore_over_a_store_in_use_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
+    told("backup", str(tmp_path / "b.tar"), home=home)
+    done = run("restore", str(tmp_path / "b.tar"), home=home)
+    assert done.returncode == 1
+    assert done.stderr.startswith("acclimate: ALREADY_EXISTS: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_no_backup_leaves_no_store_behind(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(b"no backup")
+    done = run("restore", str(tmp_path / "b.tar"), home=tmp_path / "new")
+    assert done.returncode == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_is_erased_by_the_image_itself_in_another_format(
+    home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "face.webp").write_bytes(encoded(10, "WEBP"))
+    erased = told(
+        "erase", "--image", str(tmp_path / "face.webp"), "--reason", "asked to", home=home
+    )
+    assert erased["files"] == 1
+    assert erased["trained"] == ["models/desk/versions/1"]
+
+
+def test_an_image_is_erased_by_the_name_its_uploader_gave(home: Path) -> None:
+    words = ("erase", "--domain", "amazon", "--id", "mug/1.png", "--reason", "asked to")
+    assert told(*words, home=home)["files"] == 1
+    again = run(*words, home=home)
+    assert again.returncode == 1
+    assert "NOT_FOUND" in again.stderr
+
+
+def test_a_rehearsed_tidying_removes_nothing(home: Path) -> None:
+    store = store_at(home)
+    for _ in range(3):
+        make_version(store)
+    store.close()
+    rehearsed = told("tidy", "--versions", "1", "--rehearse", home=home)
+    assert len(rehearsed["versions"]) == 3
+    done = told("tidy", "--versions", "1", home=home)
+    assert done["versions"] == rehearsed["versions"]

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acclimate_service import doctor
+from acclimate_service.doctor import Finding, Level
+from acclimate_service.store import open_store
+
+
+def of(findings: list[Finding], what: str) -> Finding:
+    (found,) = [finding for finding in findings if finding.what.startswith(what)]
+    return found
+
+
+def test_two_wheels_of_onnxruntime_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda _name: "1.31.1")  # type: ignore[attr-defined]
+    (found,) = doctor.runtimes()
+    assert found.level is Level.BAD
+    assert "uninstall" in found.advice
+
+
+def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SERVE", ("numpy", "no_such_library"))
+    serving = of(list(doctor.libraries()), "serving")
+    assert serving.level is Level.BAD
+    assert "no_such_library" in serving.told
+    assert "acclimate[serve" in serving.advice
+
+
+def test_a_folder_is_examined_without_being_made(tmp_path: Path) -> None:
+    home = tmp_path / "not" / "yet"
+    assert of(list(doctor.folder(home)), "folder").level is Level.GOOD
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_refuses_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    (found,) = doctor.folder(tmp_path)
+    assert (found.level, found.told) == (Level.BAD, "Input/output error")
+
+
+def test_a_store_tells_its_schema_and_its_clock(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'acclimate.db'}"
+    open_store(url, tmp_path / "blobs").close()
+    found = list(doctor.store(url, tmp_path / "blobs"))
+    assert [finding.level for finding in found] == [Level.GOOD] * 3
+
+
+def test_a_database_that_is_none_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "acclimate.db").write_bytes(b"no database" * 1000)
+    (found,) = doctor.store(f"sqlite:///{tmp_path / 'acclimate.db'}", tmp_path / "blobs")
+    assert found.level is Level.BAD
+
+
+def test_rows_whose_blob_folder_is_gone_are_bad(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'acclimate.db'}"
+    open_store(url, tmp_path / "blobs").close()
+    assert of(list(doctor.store(url, tmp_path / "lost")), "blobs").level is Level.BAD
+
+
+def test_what_crashes_or_hangs_is_told_and_does_not_take_the_doctor_along() -> None:
+    crash = doctor.tried("import os; os.kill(os.getpid(), 11)")
+    assert not crash.worked
+    assert not doctor.tried("import time; time.sleep(60)", seconds=0.5).worked
+    assert doctor.tried("print('well')").told == "well"
+
+
+def test_the_exit_code_says_whether_anything_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "acclimate.db").write_bytes(b"no database" * 1000)
+    done = subprocess.run(
+        [sys.executable, "-m", "acclimate_service.doctor"],
+        env=os.environ | {"ACCLIMATE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "BAD   store" in done.stdout
