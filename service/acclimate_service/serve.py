@@ -22,6 +22,7 @@ from pathlib import Path
 import prometheus_client
 import structlog
 
+from acclimate_service import tracing
 from acclimate_service.config import ServeSettings
 from acclimate_service.domain.errors import ServiceError
 from acclimate_service.domain.model import ModelVersion
@@ -78,7 +79,13 @@ async def _serve(settings: ServeSettings) -> int:
     pool: Pool[ModelVersion] = Pool(batcher, capacity=settings.resident_versions)
     store = open_store(settings.store_url(), settings.blob_root())
     tidying = threading.Thread(target=_reconcile, args=(store,), name="reconcile", daemon=True)
-    server = Server(store, pool, execution=execution, limits=_limits(settings))
+    server = Server(
+        store,
+        pool,
+        execution=execution,
+        limits=_limits(settings),
+        tracer=tracing.configure("acclimate-serve"),
+    )
     try:
         port = server.listen(settings.host, settings.port)
         _warn_of_open_door(settings)

@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from onnx import TensorProto, helper, numpy_helper
+from opentelemetry.trace import Tracer
 from PIL import Image
 
 from acclimate.v1 import (
@@ -96,7 +97,9 @@ class Service:
 
 
 @contextmanager
-def running(store: Store, limits: Limits, *, capacity: int = 8) -> Iterator[Service]:
+def running(
+    store: Store, limits: Limits, *, capacity: int = 8, tracer: Tracer | None = None
+) -> Iterator[Service]:
     """A server over *store* on a free port of the loopback, drained at the end."""
     started: list[tuple[Server, int]] = []
     failure: list[BaseException] = []
@@ -106,7 +109,8 @@ def running(store: Store, limits: Limits, *, capacity: int = 8) -> Iterator[Serv
     async def live() -> None:
         batcher = Batcher(threads=2, room=limits.predictions)
         pool: Pool[ModelVersion] = Pool(batcher, capacity=capacity)
-        server = Server(store, pool, execution=Execution(threads=2), limits=limits)
+        execution = Execution(threads=2)
+        server = Server(store, pool, execution=execution, limits=limits, tracer=tracer)
         try:
             started.append((server, server.listen("127.0.0.1", 0)))
             await server.start()

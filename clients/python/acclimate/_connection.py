@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -100,12 +101,17 @@ class Connection:
         self.timeout = timeout
         self.patience = patience
         self._retries = retries
-        self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._credentials = () if token is None else (("authorization", f"Bearer {token}"),)
         self.channel = (
             grpc.insecure_channel(target, options=_OPTIONS)
             if tls is None
             else grpc.secure_channel(target, tls.credentials(), options=_OPTIONS)
         )
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call sends along: the token, and the caller's trace if it has one."""
+        return (*self._credentials, *_trace_context())
 
     def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
@@ -169,6 +175,17 @@ class Connection:
                 raise error from None
             repeats -= 1
             time.sleep(delay)
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """The current span of a caller who uses OpenTelemetry, as W3C trace context."""
+    # Who has not imported it has no span; the client itself does not depend on it.
+    propagate = sys.modules.get("opentelemetry.propagate")
+    if propagate is None:
+        return ()
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple(carrier.items())
 
 
 def new_request_id() -> str:

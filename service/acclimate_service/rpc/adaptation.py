@@ -10,6 +10,7 @@ import structlog
 
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate.v1 import adaptation_pb2_grpc as pb_grpc
+from acclimate_service import tracing
 from acclimate_service.domain.errors import (
     AliasNotFound,
     InvalidSpec,
@@ -135,7 +136,10 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
                 raise RequestIdReused(new.request_id)
             return known
         return self._store.jobs.enqueue(
-            draft_of(self._store, new), request_id=new.request_id, limit=self._max_queued_jobs
+            draft_of(self._store, new),
+            request_id=new.request_id,
+            limit=self._max_queued_jobs,
+            facts=tracing.facts(),
         )
 
     async def GetAdaptationJob(

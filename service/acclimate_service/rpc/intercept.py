@@ -19,7 +19,9 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
+from opentelemetry.trace import Span, Tracer
 
+from acclimate_service import tracing
 from acclimate_service.domain.errors import InvalidSpec, ServerStopping, ServiceError
 from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Gate
@@ -34,6 +36,12 @@ Continuation: TypeAlias = (
 
 REQUEST_ID_KEY: Final = "x-request-id"
 _END: Final = object()
+_FAULTS: Final = (
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.UNAVAILABLE,
+)
 _QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each
 
 
@@ -63,10 +71,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ``idle`` holds the waits that are broken off when the server stops.
     """
 
-    def __init__(self, *, rules: Mapping[str, Rule], default: Rule, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        rules: Mapping[str, Rule],
+        default: Rule,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._rules = rules
         self._default = default
         self._metrics = metrics
+        self._tracer = tracer
         self.idle = Idle()
 
     async def intercept_service(
@@ -88,6 +104,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             quiet=quiet,
             idle=self.idle,
             metrics=self._metrics,
+            tracer=None if quiet else self._tracer,
             parse=handler.request_deserializer,
         )
         write = handler.response_serializer
@@ -120,6 +137,7 @@ class _Call:
         quiet: bool,
         idle: Idle,
         metrics: Metrics,
+        tracer: Tracer | None,
         parse: Callable[[bytes], Any] | None,
     ) -> None:
         self._method = method
@@ -128,6 +146,8 @@ class _Call:
         self._quiet = quiet
         self._idle = idle
         self._metrics = metrics
+        self._tracer = tracer
+        self._span: Span | None = None
         self._parser = parse or bytes
         self._code = grpc.StatusCode.OK
         self._started = 0.0
@@ -214,12 +234,18 @@ class _Call:
         structlog.contextvars.bind_contextvars(
             rpc=self._method, request_id=self._call_id, peer=status.printable(context.peer(), 100)
         )
+        if self._tracer is not None:
+            sent = context.invocation_metadata() or ()
+            self._span = tracing.begin_call(self._tracer, self._method, sent)
 
     def _end(self) -> None:
         seconds = time.monotonic() - self._started
         self._metrics.open.labels(self._method).dec()
         self._metrics.calls.labels(self._method, self._code.name).inc()
         self._metrics.seconds.labels(self._method).observe(seconds)
+        if self._span is not None:
+            number, name = self._code.value[0], self._code.name
+            tracing.end_call(self._span, number, name, fault=self._code in _FAULTS)
         if not self._quiet:
             structlog.get_logger(__name__).debug(
                 "call ended", code=self._code.name, seconds=round(seconds, 4)

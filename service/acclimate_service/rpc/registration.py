@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from acclimate.v1 import registry_pb2 as pb
+from acclimate_service import tracing
 from acclimate_service.domain.errors import InvalidSpec, UploadIncomplete
 from acclimate_service.domain.job import Job, JobDraft, JobKind, JobSpec
 from acclimate_service.domain.model import Model, WeightsSource
@@ -94,6 +95,7 @@ class Registrations:
             draft,
             request_id=f"register:{registration.model.model}",
             limit=None,  # refused here, the model would stay without its job
+            facts=tracing.facts(),
         )
         return model, job
 

@@ -10,6 +10,7 @@ from typing import Final
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
+from opentelemetry.trace import Tracer
 
 from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.v1 import (
@@ -101,7 +102,13 @@ class Server:
     """All services over one store and one pool, on one port."""
 
     def __init__(
-        self, store: Store, pool: Pool[ModelVersion], *, execution: Execution, limits: Limits
+        self,
+        store: Store,
+        pool: Pool[ModelVersion],
+        *,
+        execution: Execution,
+        limits: Limits,
+        tracer: Tracer | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.health = Health(storing=SERVICES[:2], predicting=SERVICES[2:])
@@ -131,6 +138,7 @@ class Server:
             rules=rules(limits),
             default=Rule(gate=default, seconds=limits.call_seconds),
             metrics=self.metrics,
+            tracer=tracer,
         )
         self._idle = interceptor.idle
         self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))

@@ -38,9 +38,16 @@ class Jobs:
 
     # ── for whoever asks for jobs ────────────────────────────────────────────
 
-    def enqueue(self, draft: JobDraft, *, request_id: str, limit: int | None = None) -> Job:
+    def enqueue(
+        self,
+        draft: JobDraft,
+        *,
+        request_id: str,
+        limit: int | None = None,
+        facts: Mapping[str, pydantic.JsonValue] | None = None,
+    ) -> Job:
         """See :func:`~acclimate_service.store.queue.enqueue`."""
-        return self._database.write(queue.enqueue, draft, request_id, limit)
+        return self._database.write(queue.enqueue, draft, request_id, limit, facts or {})
 
     def get(self, name: JobName) -> Job:
         """See :func:`~acclimate_service.store.queue.get`."""

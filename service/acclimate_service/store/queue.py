@@ -26,8 +26,16 @@ RETRY_SECONDS = 30.0  # what a client is told to wait while the queue is full
 CLOCK_SLACK = dt.timedelta(seconds=5)
 
 
-def enqueue(tx: Transaction, draft: JobDraft, request_id: str, limit: int | None) -> Job:
+def enqueue(
+    tx: Transaction,
+    draft: JobDraft,
+    request_id: str,
+    limit: int | None,
+    facts: events.Facts,
+) -> Job:
     """Accept a job; the same request repeated gives the same one.
+
+    *facts* go into its first event.
 
     Raises:
         NotFound: the model or a domain does not exist.
@@ -73,7 +81,7 @@ def enqueue(tx: Transaction, draft: JobDraft, request_id: str, limit: int | None
             created_at=tx.now,
         )
     )
-    events.append_state(tx, job, JobState.QUEUED, "accepted", {})
+    events.append_state(tx, job, JobState.QUEUED, "accepted", facts)
     return get(tx, JobName(job))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 import torch
+from opentelemetry.trace import Tracer
 
 from acclimate_service.domain.errors import (
     LeaseLost,
@@ -29,6 +30,7 @@ from acclimate_service.domain.job import EventKind, Failure, Job, JobKind, Lease
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import DomainName
 from acclimate_service.store import Store, open_store
+from acclimate_service.tracing import Phases
 from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
 from acclimate_service.training.auto import Outcome, adapt
@@ -70,6 +72,7 @@ def run_job(
     device: torch.device,
     threads: int,
     sign_of_life: Callable[[], object],
+    tracer: Tracer | None = None,
 ) -> None:
     """Work on the leased job until it has its end.
 
@@ -79,7 +82,11 @@ def run_job(
     store = open_store(store_url, blob_root)
     job = store.jobs.get(lease.job)
     structlog.contextvars.bind_contextvars(job=str(job.name), attempt=lease.attempt)
-    story = Story(store=store, lease=lease, sign_of_life=sign_of_life)
+    (accepted,) = store.jobs.events(job.name, limit=1)
+    spans = Phases(
+        tracer, accepted.facts, job=str(job.name), kind=job.draft.kind.value, attempt=lease.attempt
+    )
+    story = Story(store=store, lease=lease, sign_of_life=sign_of_life, spans=spans)
     desk = Desk(job=job, store=store, story=story, device=device, threads=threads, cache=cache)
     try:
         conclude(job, story, RECIPES[job.draft.kind](desk))
@@ -90,6 +97,8 @@ def run_job(
     except ServiceError as error:
         log.warning("job failed", reason=error.reason, error=str(error))
         fail(story, Failure(reason=error.reason, message=str(error)))
+    finally:
+        spans.end()
 
 
 # ── the three recipes ────────────────────────────────────────────────────────

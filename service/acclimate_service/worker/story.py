@@ -13,6 +13,7 @@ import structlog
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import EventKind, Lease, Phase
 from acclimate_service.store import Checkpoint, Store
+from acclimate_service.tracing import Phases
 from acclimate_service.training.auto import Summary
 from acclimate_service.training.optimiser import State
 from acclimate_service.training.run import Facts
@@ -36,6 +37,7 @@ class Story:
     store: Store
     lease: Lease
     sign_of_life: Callable[[], object]
+    spans: Phases
     phase: Phase | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
@@ -46,6 +48,7 @@ class Story:
         if phase is not self.phase:
             self.phase = phase
             structlog.contextvars.bind_contextvars(phase=phase.value)
+            self.spans.enter(phase.value)
             self.patiently(lambda: self.store.jobs.enter(self.lease, phase))
         if detail:
             self.tell(EventKind.PHASE, f"{phase.value.lower()}: {detail}", {"detail": detail})
@@ -62,6 +65,8 @@ class Story:
         """Record one event."""
         self.sign_of_life()
         log.info(message, kind=kind.value)
+        if kind is not EventKind.EPOCH:
+            self.spans.tell(message)
         self.patiently(lambda: self.store.jobs.event(self.lease, kind, self.phase, message, facts))
 
     def step(self) -> bool:

@@ -137,6 +137,7 @@ def main() -> None:
     workplace = Workplace.model_validate_json(sys.stdin.readline())
 
     # torch comes in here, while the parent waits for a job to claim.
+    from acclimate_service import tracing  # noqa: PLC0415
     from acclimate_service.training.cache import FOLDER, Cache  # noqa: PLC0415
     from acclimate_service.training.device import choose_device  # noqa: PLC0415
     from acclimate_service.worker.recipe import run_job  # noqa: PLC0415
@@ -161,6 +162,7 @@ def main() -> None:
                 device=device,
                 threads=workplace.threads,
                 sign_of_life=sign_of_life,
+                tracer=tracing.configure("acclimate-work"),
             )
         except StoreUnavailable as error:
             log.warning("store out of reach, job given back", error=str(error))

@@ -29,6 +29,7 @@ from acclimate_service.domain.names import (
     VersionName,
 )
 from acclimate_service.store import Store
+from acclimate_service.tracing import Phases
 from acclimate_service.training.auto import Outcome, Trial
 from acclimate_service.training.candidate import Candidate as Trained
 from acclimate_service.training.diagnosis import Epoch, Failure, Finding
@@ -343,7 +344,9 @@ def _job(
 def _document(job: Job, result: Result) -> Document:
     lease = Lease(job=job.name, worker="w1", attempt=1)
     # A document asks its story for the attempt, and for nothing of the store.
-    story = Story(store=cast("Store", None), lease=lease, sign_of_life=lambda: None)
+    story = Story(
+        store=cast("Store", None), lease=lease, sign_of_life=lambda: None, spans=Phases(None, {})
+    )
     phases = ("PREPARING", "PROBING", "TUNING", "BLENDING", "EXPORTING", "JUDGING")
     seconds = dict(zip(phases, (21.4, 9.8, 74.2, 6.0, 12.5, 18.9), strict=True))
     return document(job, story, result, {"seconds": cast("Any", seconds), "peak_memory_mib": 1840})
