@@ -30,6 +30,7 @@ from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.inference.probe import probe
+from acclimate_service.rpc.job_metrics import JobCollector
 from acclimate_service.rpc.server import Limits, Server
 from acclimate_service.store import Store, open_store
 
@@ -91,7 +92,7 @@ async def _serve(settings: ServeSettings) -> int:
         _warn_of_open_door(settings)
         await server.start()
         tidying.start()
-        with _announced(settings, port), _metrics(settings, server):
+        with _announced(settings, port), _metrics(settings, server, store):
             await server.until(stop)
             await server.stop(settings.drain_seconds)
     finally:
@@ -167,11 +168,12 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _metrics(settings: ServeSettings, server: Server) -> Iterator[None]:
+def _metrics(settings: ServeSettings, server: Server, store: Store) -> Iterator[None]:
     """Answer Prometheus on its own port, where one is set."""
     if settings.metrics_port is None:
         yield
         return
+    server.metrics.registry.register(JobCollector(store.jobs.census))
     http, thread = prometheus_client.start_http_server(
         settings.metrics_port, addr=settings.host, registry=server.metrics.registry
     )

@@ -30,6 +30,7 @@ from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
 from acclimate_service.store.jobs import Jobs
 from acclimate_service.store.leases import Checkpoint
 from acclimate_service.store.pages import Page
+from acclimate_service.store.queue import Census
 from acclimate_service.store.reconcile import Reconciliation, reconcile
 from acclimate_service.store.registry import Registry
 from acclimate_service.store.versions import NewVersion
@@ -42,6 +43,7 @@ __all__ = [
     "Backup",
     "BlobWriter",
     "Blobs",
+    "Census",
     "Checkpoint",
     "Domains",
     "Erasure",

@@ -26,6 +26,7 @@ from acclimate_service.store.endings import Ending
 from acclimate_service.store.engine import Database
 from acclimate_service.store.leases import Checkpoint
 from acclimate_service.store.pages import Page
+from acclimate_service.store.queue import Census
 from acclimate_service.store.versions import NewVersion
 
 
@@ -71,6 +72,10 @@ class Jobs:
     def depth(self) -> dict[JobState, int]:
         """See :func:`~acclimate_service.store.queue.depth`."""
         return self._database.read(queue.depth)
+
+    def census(self) -> Census:
+        """See :func:`~acclimate_service.store.queue.census`."""
+        return self._database.read(queue.census)
 
     def request_cancel(self, name: JobName) -> Job:
         """See :func:`~acclimate_service.store.queue.request_cancel`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,15 @@ from acclimate_service.store import events, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.ids import new_id
 from acclimate_service.store.pages import Page, page_limit, page_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """How many jobs there are of each kind in each state; ``waited``: seconds, of the oldest."""
+
+    counts: dict[tuple[JobKind, JobState], int]
+    waited: float
+
 
 RETRY_SECONDS = 30.0  # what a client is told to wait while the queue is full
 CLOCK_SLACK = dt.timedelta(seconds=5)
@@ -151,6 +161,24 @@ def depth(tx: Transaction) -> dict[JobState, int]:
     for state, count in tx.rows(sa.select(table.c.state, sa.func.count()).group_by(table.c.state)):
         counts[JobState(state)] = count
     return counts
+
+
+def census(tx: Transaction) -> Census:
+    """The jobs there are, counted by kind and state, and how long the oldest has waited."""
+    table = schema.jobs
+    counted = tx.rows(
+        sa.select(table.c.kind, table.c.state, sa.func.count()).group_by(
+            table.c.kind, table.c.state
+        )
+    )
+    oldest = tx.scalar(
+        sa.select(sa.func.min(table.c.created_at)).where(table.c.state == JobState.QUEUED.value)
+    )
+    waited = 0.0 if oldest is None else (tx.now - oldest).total_seconds()
+    return Census(
+        counts={(JobKind(kind), JobState(state)): count for kind, state, count in counted},
+        waited=max(0.0, waited),
+    )
 
 
 def request_cancel(tx: Transaction, name: JobName) -> Job:
