@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import subprocess
@@ -382,8 +381,6 @@ print(json.dumps({
 
 
 def test_tritons_own_client_works_unchanged(service: Service, tmp_path: Any) -> None:
-    if importlib.util.find_spec("tritonclient") is None:
-        pytest.skip("tritonclient is not installed")
     served(service, "triton")
     image = tmp_path / "green.png"
     image.write_bytes(plain((0, 250, 0)))

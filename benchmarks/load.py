@@ -1,0 +1,81 @@
+"""Load by h2load: gRPC requests from outside Python, every answer's size checked.
+
+h2load reads neither gRPC's framing nor its status. So the request is framed here, and
+what came back must be, to the byte, as many answers of the right size as requests were
+sent: a refusal has no body.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+HEADERS = ("content-type: application/grpc", "te: trailers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One method at one port, and the request that is repeated. ``answer`` is a real one."""
+
+    port: int
+    method: str  # /package.Service/Method
+    request: bytes
+    answer: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a run of h2load measured: requests a second, and each one's milliseconds, sorted."""
+
+    rate: float
+    milliseconds: NDArray[np.float64]
+
+    def percentile(self, share: float) -> float:
+        """The milliseconds within which *share* percent of the requests were answered."""
+        return float(np.percentile(self.milliseconds, share))
+
+
+def call(port: int, method: str, request: bytes) -> Call:
+    """Try a request once, and keep the answer beside it."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        multicallable: Any = channel.unary_unary(method)
+        answer: bytes = multicallable(request, timeout=60)
+    return Call(port=port, method=method, request=request, answer=answer)
+
+
+def h2load(to: Call, *, clients: int, requests: int) -> Load:
+    """Send *requests*, one at a time from each of so many *clients*, and wait for all.
+
+    Raises:
+        RuntimeError: h2load is not installed, or an answer is missing or of another size.
+    """
+    program = shutil.which("h2load")
+    if program is None:
+        raise RuntimeError("h2load is not installed; on Debian it is in nghttp2-client")
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(struct.pack(">?I", False, len(to.request)) + to.request)
+        headers = [word for header in HEADERS for word in ("-H", header)]
+        ran = subprocess.run(
+            [program, "-t", "1", "-m", "1", "-c", str(clients), "-n", str(requests), *headers,
+             "-d", str(body), f"--log-file={log}", f"http://127.0.0.1:{to.port}{to.method}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        rows = np.loadtxt(log, dtype=np.int64, ndmin=2)
+    received = re.search(r"\((\d+)\) data\s*$", ran.stdout, re.MULTILINE)
+    wanted = requests * (5 + len(to.answer))
+    if received is None or int(received[1]) != wanted or len(rows) != requests:
+        raise RuntimeError(f"not every answer came back whole ({wanted} bytes): {ran.stdout}")
+    seconds = float((rows[:, 0] + rows[:, 2]).max() - rows[:, 0].min()) / 1e6
+    return Load(rate=requests / seconds, milliseconds=np.sort(rows[:, 2]) / 1000)
