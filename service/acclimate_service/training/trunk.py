@@ -133,20 +133,36 @@ class Trunk:
         return len(kept) == len(boundaries)
 
     def _compute_and_keep(self, shown: Shown, kept: list[tuple[int, Shelf]]) -> None:
+        """Fill shelves in one pass; those that the disk has no room for leave the list."""
         for chunk, pixels in self._decoded(shown.chunks(self._chunk)):
             keys = self._keys(chunk)
             below, x = 0, torch.empty(0)
-            for boundary, shelf in kept:
+            for boundary, shelf in tuple(kept):
                 if boundary == 0:
                     rows: Rows = pixels
                 else:
                     x = self._forward(below, boundary, x if below else self._input(chunk, pixels))
                     rows, below = _half(x).cpu().numpy(), boundary
                 new = [i for i, key in enumerate(keys) if key not in shelf]
-                shelf.write([keys[i] for i in new], rows[new])
+                try:
+                    shelf.write([keys[i] for i in new], rows[new])
+                except OSError as error:
+                    kept.remove((boundary, shelf))
+                    self._give_up(shelf, error)
+            if not kept:
+                return
             self._run.check()
         for _, shelf in kept:
             shelf.seal()
+
+    def _give_up(self, shelf: Shelf, error: OSError) -> None:
+        shelf.abandon()
+        self._run.tell(
+            EventKind.WARNING,
+            f"the trunk cache cannot be written ({error.strerror}): each view is computed again "
+            "whenever it is shown; make room on that disk to train faster",
+            error=error.strerror,
+        )
 
     def shelf(self, boundary: int) -> Shelf:
         """Where the activations at a boundary are kept."""

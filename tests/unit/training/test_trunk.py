@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import weakref
 
 import numpy as np
@@ -9,7 +11,7 @@ from tests.unit.training import tiny
 
 from acclimate_service.domain.job import EventKind
 from acclimate_service.imaging import prepare
-from acclimate_service.training.cache import Cache
+from acclimate_service.training.cache import Cache, Shelf
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed
 from acclimate_service.training.finetune import tune
@@ -155,3 +157,56 @@ def test_rows_written_to_a_folder_do_not_stay_in_memory(tmp_path):
     assert gone() is None
     shelf.seal()
     assert shelf.read(["c"]).sum() == 8
+
+
+def shards(folder):
+    return sum(path.stat().st_size for path in folder.glob("*/*.rows"))
+
+
+def test_the_budget_bounds_the_folder_over_jobs_on_one_trunk_with_ever_new_pictures(tmp_path):
+    net = tiny.network()
+    row = 16 * 4 * 4 * 2
+    for seed in range(4):
+        source = Listed(tiny.Pictures([3] * tiny.LABELS, seed=seed))
+        trunk = tiny.trunk(net, budget=row * 20, folder=tmp_path)
+        assert trunk.fill(Shown.plain(source), [2])
+        assert shards(tmp_path) <= row * 20
+
+
+def test_what_a_job_found_in_the_folder_is_not_removed_for_what_it_adds(tmp_path):
+    pictures, source = images()
+    net = tiny.network()
+    row = 16 * 4 * 4 * 2
+    tiny.trunk(net, budget=row * 20, folder=tmp_path).fill(Shown.plain(source), [2])
+    trunk = tiny.trunk(net, budget=row * 20, folder=tmp_path)
+    trunk.fill(Shown.plain(source), [2])
+    other = Listed(tiny.Pictures([3] * tiny.LABELS, seed=1))
+    assert not trunk.fill(Shown.plain(other), [2])  # 12 and 12 do not fit: streamed
+    pictures.reads = 0
+    tiny.trunk(net, budget=row * 20, folder=tmp_path).fill(Shown.plain(source), [2])
+    assert pictures.reads == 0
+
+
+def test_what_a_killed_trainer_left_half_written_is_swept_once_it_is_old(tmp_path):
+    (tmp_path / "shelf").mkdir()
+    old, young = tmp_path / "shelf/1-1.part", tmp_path / "shelf/2-2.part"
+    for path in (old, young):
+        path.write_bytes(b"rows")
+    os.utime(old, (0, 0))
+    Cache(budget=100, folder=tmp_path)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_full_disk_is_said_and_the_views_are_streamed(tmp_path, monkeypatch):
+    def full(self, keys, rows):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _, source = images()
+    net, diary = tiny.network(), tiny.Diary()
+    expected = read(tiny.trunk(net, budget=0), source, 2)
+    monkeypatch.setattr(Shelf, "write", full)
+    trunk = tiny.trunk(net, folder=tmp_path, surroundings=tiny.run(on_event=diary))
+    assert not trunk.fill(Shown.all(source, [0, 1]), [2])
+    assert "No space left on device" in diary.messages(EventKind.WARNING)[0]
+    assert torch.equal(read(trunk, source, 2), expected)
