@@ -19,18 +19,16 @@ from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind, Phase
 from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock
-from acclimate_service.training.diagnosis import Failure, Finding, forgetting, underfitting
+from acclimate_service.training.diagnosis import Finding, forgetting, underfitting
 from acclimate_service.training.finetune import fill, tune
-from acclimate_service.training.interpolate import Blend, Tolerance, blend, merit, unblended
+from acclimate_service.training.interpolate import Blend, Tolerance, blend, unblended
 from acclimate_service.training.measure import Standing, stand
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
+from acclimate_service.training.trial import Trial, choose, next_strategy
 from acclimate_service.training.trunk import LAYOUT, Trunk
-
-GOOD_ENOUGH = 0.97  # select accuracy above which more stages cannot show that they help
-CLOSE = 0.005  # of accuracy: not worth moving more stages
 
 Summary = dict[str, pydantic.JsonValue]
 
@@ -56,24 +54,6 @@ class NoCheckpoints:
 
     def save(self, key: str, summary: Summary, state: State) -> None:
         """Let it go."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One strategy tried: what it made, and the point chosen between that and the start."""
-
-    candidate: Candidate
-    blend: Blend
-    findings: tuple[Finding, ...]
-
-    @property
-    def target_accuracy(self) -> float | None:
-        """On select images, at the chosen point."""
-        return self.blend.chosen.target_accuracy
-
-    def failed(self, failure: Failure) -> bool:
-        """Whether this failure was found."""
-        return any(finding.failure is failure for finding in self.findings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +123,7 @@ def adapt(
         standing=standing,
     )
     trials: list[Trial] = []
-    while (step := next_strategy(trials, planned=planned, run=run)) is not None:
+    while (step := engine.following(trials, planned)) is not None:
         chosen, why = step
         run.tell(EventKind.DECISION, f"trying {chosen.name}: {why}", strategy=chosen.name)
         try:
@@ -171,44 +151,6 @@ def _fixed(text: str) -> tuple[Strategy, ...]:
     return (STRATEGIES["head"], strategy) if strategy.head_first else (strategy,)
 
 
-def next_strategy(
-    trials: Sequence[Trial], *, planned: Sequence[Strategy] | None, run: Run
-) -> tuple[Strategy, str] | None:
-    """What to try next, and why; None: enough has been tried. Pure but for the clock."""
-    if planned is not None:
-        return None if len(trials) == len(planned) else (planned[len(trials)], "as asked")
-    if not trials:
-        return STRATEGIES["head"], "the least that can move"
-    if run.seconds_left() < sum(trial.candidate.seconds for trial in trials):
-        return None
-    last = trials[-1]
-    if len(trials) == 1:
-        enough = last.target_accuracy is not None and last.target_accuracy >= GOOD_ENOUGH
-        return None if enough else (STRATEGIES["tail"], "the head alone leaves images to gain")
-    if len(trials) == 2 and last.failed(Failure.UNDERFITTING):
-        return STRATEGIES["deep"], "the tail was underfitting"
-    if len(trials) == 2 and last.failed(Failure.OVERFITTING):
-        return STRATEGIES["late"], "the tail was overfitting"
-    return None
-
-
-def choose(trials: Sequence[Trial], tolerance: Tolerance) -> tuple[int, str]:
-    """The trial to take, and why.
-
-    The one whose chosen point has the greatest merit; of those within ``CLOSE`` of it,
-    the first tried, which moves least.
-    """
-    merits = [merit(trial.blend.chosen, tolerance) for trial in trials]
-    if trials[0].target_accuracy is None:
-        return 0, "no select images tell the candidates apart: the one that moves least"
-    best = next(i for i, found in enumerate(merits) if found >= max(merits) - CLOSE)
-    told = ", ".join(
-        f"{trial.candidate.strategy} {found:+.1%}"
-        for trial, found in zip(trials, merits, strict=True)
-    )
-    return best, f"gain to expect on the target, counting what the guard would refuse: {told}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Engine:
     """Carries what every trial of one job shares."""
@@ -224,6 +166,17 @@ class _Engine:
     enter: Callable[[Phase, str], None]
     incumbent: State
     standing: Standing
+
+    def following(
+        self, trials: Sequence[Trial], planned: Sequence[Strategy] | None
+    ) -> tuple[Strategy, str] | None:
+        """What to try next, and why."""
+        return next_strategy(
+            trials,
+            planned=planned,
+            seconds_left=self.run.seconds_left(),
+            replay=self.stock.replay is not None,
+        )
 
     def trial(self, strategy: Strategy, before: Sequence[Trial]) -> Trial:
         """Tune and blend, or take up what a checkpoint kept of either."""

@@ -24,6 +24,7 @@ class Failure(enum.Enum):
     OVERFITTING = "OVERFITTING"
     FORGETTING = "FORGETTING"
     INSTABILITY = "INSTABILITY"
+    SHOCK = "SHOCK"  # select images got worse right after stages were unfrozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,24 @@ def forgetting(change: Change, *, limit: float) -> Finding | None:
         ),
         response="blended back towards the incumbent",
         facts={"drop": change.drop, "lost": change.lost, "won": change.won},
+    )
+
+
+WORSE = 0.02  # of select accuracy: what one epoch must not cost
+
+
+def shock(change: Change) -> str | None:
+    """Worse on select right after unfreezing, beyond chance: the sign, if it is there.
+
+    More images lost than won by twice the standard deviation that as many flips of a fair
+    coin have (McNemar's test).
+    """
+    fallen = change.lost - change.won
+    if change.drop < WORSE or fallen <= 2 * math.sqrt(change.lost + change.won):
+        return None
+    return (
+        f"{change.lost} select images lost and {change.won} won of {change.images} right after "
+        "unfreezing"
     )
 
 

@@ -16,10 +16,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.batchnorm import recalibrate
 from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import PLAIN, Order, Step, Stock
 from acclimate_service.training.diagnosis import (
@@ -29,8 +29,9 @@ from acclimate_service.training.diagnosis import (
     Stability,
     median,
     overfitting,
+    shock,
 )
-from acclimate_service.training.measure import SOFTNESS, evaluate
+from acclimate_service.training.measure import SOFTNESS, Scores, answers, evaluate
 from acclimate_service.training.network import Network
 from acclimate_service.training.objective import Objective
 from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
@@ -40,7 +41,10 @@ from acclimate_service.training.trunk import Shown, Trunk
 
 DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
+MAX_SHOCKS = 2
 PATIENCE = 5  # epochs without a better select score
+
+Trouble = tuple[Failure, str]  # what made an epoch worthless, and its sign
 
 __all__ = ["Candidate", "Effort", "fill", "tune"]
 
@@ -108,9 +112,9 @@ class _Tuning:
         self.began = run.clock()
         self.trained = strategy.trained(network)
         self.boundary = strategy.boundary(network)
-        distils = strategy.distil or strategy.distil_replay
-        teacher = copy.deepcopy(network).eval() if distils else None
-        restore(network, start)
+        self.start = start
+        teacher = copy.deepcopy(network).eval() if strategy.distil else None
+        self.remembered: Tensor | None = None  # the incumbent's answers on replayed images
         self.epochs = max(1, round(effort.epochs * strategy.effort))
         self.order = Order(
             train=stock.train,
@@ -138,13 +142,19 @@ class _Tuning:
     def candidate(self) -> Candidate:
         """Fill the cache, train epoch by epoch, keep the best."""
         fill(self.trunk, self.stock, self.strategy, [self.boundary])
+        if self.strategy.distil_replay and self.order.replayed and self.stock.replay is not None:
+            # Once, as a replayed image is always shown plain.
+            self.remembered = answers(
+                self.trunk, self.stock.replay, boundary=self.boundary, run=self.run
+            )
+        restore(self.network, self.start)
         # Dropout and stochastic depth draw from the global generator.
         devices = [self.run.device] if self.run.on_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed_of(self.run.seed, self.strategy.name))
             self._unfreeze(0)
-            if self.strategy.batch_norm is BatchNorm.RECALIBRATED:
-                self._recalibrate()
+            if self.trained and self.strategy.batch_norm is BatchNorm.RECALIBRATED:
+                recalibrate(self.network, self.trained, self._new_ones())
             best, best_epoch = self._train()
         restore(self.network, best)
         self.network.freeze_below(len(self.network.stages))
@@ -164,27 +174,43 @@ class _Tuning:
     def _train(self) -> tuple[State, int]:
         optimiser = self._optimiser(damping=self.rate)
         good = best = snapshot(self.network, self.trained)
-        best_score, best_epoch, epoch, restores = -1.0, 0, 0, 0
+        before = self._select()
+        best_score, best_epoch, epoch = _score(before), 0, 0
         while epoch < self.epochs and self._time_for_another(epoch):
             self._unfreeze(epoch)
             trouble = self._epoch(epoch, optimiser)
+            kept, scores = snapshot(self.network, self.trained), None
+            if trouble is None:
+                optimiser.average_in()
+                scores = self._measure()
+                trouble = self._shocked(scores, before) if epoch == 0 else None
             if trouble is not None:
-                restores += 1
                 restore(self.network, good)
-                optimiser = self._restart(trouble, optimiser.damping * DAMPING, epoch, restores)
+                optimiser = self._restart(trouble, optimiser.damping * DAMPING, epoch)
                 continue
-            good = snapshot(self.network, self.trained)
-            optimiser.average_in()
-            score = self._measure()
+            good, score = kept, _score(scores)
             epoch += 1
-            if score is None or score > best_score:
-                best_score = best_score if score is None else score
-                best, best_epoch = snapshot(self.network, self.trained), epoch
+            if score is None or best_score is None or score > best_score:
+                best_score, best_epoch = score, epoch
+                best = snapshot(self.network, self.trained)
             optimiser.average_out()
             if score is not None and epoch - best_epoch >= PATIENCE:
                 break
         self._note_overfitting()
         return best, best_epoch
+
+    def _shocked(self, scores: Scores | None, before: Scores | None) -> Trouble | None:
+        """Whether the first epoch in which stages moved made the select images worse.
+
+        Often enough lowered, it is not the rate: the best weights are then the first ones.
+        """
+        if scores is None or before is None or not self.trained:
+            return None
+        worse = shock(scores.since(before))
+        if worse is None or self._noted(Failure.SHOCK) >= MAX_SHOCKS:
+            return None
+        self.history.pop()
+        return Failure.SHOCK, worse
 
     def _time_for_another(self, epoch: int) -> bool:
         """Whether the deadline leaves time; if not for all epochs, fewer are planned."""
@@ -197,7 +223,7 @@ class _Tuning:
 
     # ── one epoch ────────────────────────────────────────────────────────────
 
-    def _epoch(self, epoch: int, optimiser: Optimiser) -> str | None:
+    def _epoch(self, epoch: int, optimiser: Optimiser) -> Trouble | None:
         """Train one epoch and enter it in the history; what went wrong, if anything."""
         began = self.run.clock()
         stability = self.stability
@@ -206,10 +232,13 @@ class _Tuning:
         for number, (step, x) in enumerate(self._batches(epoch)):
             self.run.check()
             labels = self._labels(step).to(x.device)
-            loss, hits = self.objective.gradients(x, labels, new=len(step.train))
+            remembered = None if self.remembered is None else self.remembered[step.replay]
+            loss, hits = self.objective.gradients(
+                x, labels, new=len(step.train), remembered=remembered
+            )
             norm = float(optimiser.gradient_norm())
             if trouble := stability.observe(loss, norm):
-                return trouble
+                return Failure.INSTABILITY, trouble
             optimiser.step((epoch + number / self.order.steps) / self.epochs)
             losses.append(loss)
             norms.append(norm)
@@ -243,19 +272,17 @@ class _Tuning:
 
     # ── between epochs ───────────────────────────────────────────────────────
 
-    def _measure(self) -> float | None:
-        """Score the select images, complete the last line of the history, and tell it.
+    def _select(self) -> Scores | None:
+        """How the network does on the select images, if there are any."""
+        if self.stock.select is None:
+            return None
+        return evaluate(self.trunk, self.stock.select, boundary=self.boundary, run=self.run)
 
-        Returns:
-            What the best epoch is chosen by: accuracy, half of it counted and half
-            soft, as few images make few steps. The loss would stop too early: it rises
-            with every answer that is right and sure but for a few.
-        """
-        line, score = self.history[-1], None
-        if self.stock.select is not None:
-            scores = evaluate(self.trunk, self.stock.select, boundary=self.boundary, run=self.run)
+    def _measure(self) -> Scores | None:
+        """Score the select images, complete the last line of the history, and tell it."""
+        line, scores = self.history[-1], self._select()
+        if scores is not None:
             line = replace(line, select_accuracy=scores.accuracy, select_nll=scores.mean_nll)
-            score = (scores.accuracy + float(scores.soft(SOFTNESS).mean())) / 2
         self.history[-1] = line
         reached = "" if line.select_accuracy is None else f", select {line.select_accuracy:.1%}"
         self.run.tell(
@@ -266,7 +293,7 @@ class _Tuning:
             epochs=self.epochs,
             **asdict(line),
         )
-        return score
+        return scores
 
     def _note_overfitting(self) -> None:
         finding = overfitting(self.history)
@@ -279,24 +306,29 @@ class _Tuning:
             EventKind.WARNING, str(finding), failure=finding.failure.value, **finding.facts
         )
 
-    def _restart(self, trouble: str, damping: float, epoch: int, restores: int) -> Optimiser:
+    def _noted(self, failure: Failure) -> int:
+        return sum(finding.failure is failure for finding in self.findings)
+
+    def _restart(self, trouble: Trouble, damping: float, epoch: int) -> Optimiser:
         """Rates lowered, moments forgotten, after the weights were restored.
 
         Raises:
             TrainingDiverged: that was done often enough.
         """
+        failure, evidence = trouble
+        restores = self._noted(failure) + 1
         self._note(
             Finding(
-                failure=Failure.INSTABILITY,
-                evidence=f"in epoch {epoch + 1}: {trouble}",
+                failure=failure,
+                evidence=f"in epoch {epoch + 1}: {evidence}",
                 response=f"restored the last good weights, rates times {damping:g}",
                 facts={"epoch": epoch + 1, "restores": restores, "damping": damping},
             )
         )
-        if restores > MAX_RESTORES:
+        if failure is Failure.INSTABILITY and restores > MAX_RESTORES:
             raise TrainingDiverged(
                 f"{self.strategy.name} stayed unstable after {MAX_RESTORES} restarts at lower "
-                f"rates ({trouble}); look for broken images or ask for lower rates",
+                f"rates ({evidence}); look for broken images or ask for lower rates",
                 strategy=self.strategy.name,
                 restores=restores,
             )
@@ -320,27 +352,19 @@ class _Tuning:
             if index not in moving:
                 stage.requires_grad_(False).eval()
 
-    @torch.no_grad()
-    def _recalibrate(self) -> None:
-        """Estimate the trained stages' BatchNorm statistics on the new images.
-
-        AdaBN (Li et al., arXiv:1603.04779): a running average over the batches of one
-        epoch, from none.
-        """
-        norms = [
-            module
-            for index in self.trained
-            for module in self.network.stages[index].modules()
-            if isinstance(module, _BatchNorm)
-        ]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over all batches
-            norm.train()
+    def _new_ones(self) -> Iterator[Tensor]:
+        """The activations of one epoch's new images, without the replayed ones."""
         for step, x in self._batches(0):
             self.run.check()
-            self.network.forward_from(self.boundary, x[: len(step.train)])
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+            yield x[: len(step.train)]
+
+
+def _score(scores: Scores | None) -> float | None:
+    """What the best epoch is chosen by: accuracy, half of it counted and half soft.
+
+    Few images make few steps. The loss would stop too early: it rises with every answer
+    that is right and sure but for a few.
+    """
+    if scores is None:
+        return None
+    return (scores.accuracy + float(scores.soft(SOFTNESS).mean())) / 2

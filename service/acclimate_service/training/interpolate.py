@@ -181,19 +181,21 @@ def _between(alpha: float, alphas: Sequence[float]) -> list[float]:
     return [round((alpha + neighbour) / 2, 3) for neighbour in neighbours]
 
 
+def gain(point: Point) -> float:
+    """Accuracy on target-select images over the incumbent's, half counted and half soft."""
+    return 0.0 if point.target is None else -(point.target.drop + point.target.soft_drop) / 2
+
+
 def merit(point: Point, tolerance: Tolerance) -> float:
     """The gain to expect of a point if what the guard refuses gains nothing.
 
-    Accuracy on target-select images, half of it counted and half of it soft, over the
-    incumbent's, times the chance to stay within the limit on the source. A chance of
-    ``SURE`` counts as certain, or a large gain would be given away for a little of it.
+    The gain on select images, times the chance to stay within the limit on the source. A
+    chance of ``SURE`` counts as certain, or a large gain would be given away for a little
+    of it.
     """
-    if point.target is None:
-        return 0.0
-    gain = -(point.target.drop + point.target.soft_drop) / 2
     if point.source is None:
-        return gain if point.alpha <= tolerance.blind else 0.0
-    return gain * min(1.0, tolerance.chance(point.source) / SURE)
+        return gain(point) if point.alpha <= tolerance.blind else 0.0
+    return gain(point) * min(1.0, tolerance.chance(point.source) / SURE)
 
 
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,23 +117,40 @@ def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores
     Raises:
         Cancelled: the job was asked to stop.
     """
+    margin, nll = [], []
+    for part, logits in _answers(trunk, source, boundary=boundary, run=run):
+        labels = part.labels().to(logits.device)
+        margin.append(_margins(logits, labels).double().cpu().numpy())
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        nll.append(losses.double().cpu().numpy())
+    return Scores(margin=np.concatenate(margin), nll=np.concatenate(nll))
+
+
+def answers(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Tensor:
+    """The logits [N, C] of the network as it is now for all of a source's images, unaugmented.
+
+    Raises:
+        Cancelled: the job was asked to stop.
+    """
+    parts = _answers(trunk, source, boundary=boundary, run=run)
+    return torch.cat([logits for _, logits in parts])
+
+
+def _answers(
+    trunk: Trunk, source: Listed, *, boundary: int, run: Run
+) -> Iterator[tuple[Shown, Tensor]]:
     network = trunk.network
     training = network.training
     network.eval()
     shown = Shown.plain(source)
-    margin, nll = [], []
     with torch.no_grad():
         batches = trunk.read(boundary, ([part] for part in shown.chunks(EVALUATION_BATCH)))
         for part, x in zip(shown.chunks(EVALUATION_BATCH), batches, strict=True):
             with torch.autocast("cuda", torch.bfloat16, enabled=run.on_cuda):
                 logits = network.forward_from(boundary, x).float()
-            labels = part.labels().to(logits.device)
-            margin.append(_margins(logits, labels).double().cpu().numpy())
-            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-            nll.append(losses.double().cpu().numpy())
+            yield part, logits
             run.check()
     network.train(training)
-    return Scores(margin=np.concatenate(margin), nll=np.concatenate(nll))
 
 
 @dataclass(frozen=True, kw_only=True)

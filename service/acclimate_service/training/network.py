@@ -43,7 +43,8 @@ class Network(nn.Module):
     and ``neck``, which holds everything between the last block and the final linear
     layer (last convolution, norm, pooling). ``head`` is that linear layer. A stage
     boundary is written as an index: boundary 0 lies before the stem, boundary
-    ``len(stages)`` between neck and head.
+    ``len(stages)`` between neck and head. ``known`` counts the labels that it has been
+    taught: the head's rows after those were grown and mean nothing yet.
 
     ``state_dict`` and ``load_state_dict`` use the library's own tensor names. In
     ``named_parameters`` the same names carry the prefix ``model.``, in an exported graph
@@ -68,6 +69,7 @@ class Network(nn.Module):
         self.frozen_below = 0
         self.batchnorm_updates = False
         self._head_name = head_name
+        self.known = self.labels
 
     # ── structure ────────────────────────────────────────────────────────────
 
@@ -185,6 +187,7 @@ class Network(nn.Module):
     def replace_head(self, labels: int, *, generator: torch.Generator | None = None) -> None:
         """Give the network a new label space: a fresh head of small random weights."""
         self._set_head(_linear(self.head, labels))
+        self.known = labels
         nn.init.normal_(self.head.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.head.bias)
 

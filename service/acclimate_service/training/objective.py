@@ -17,9 +17,9 @@ TEMPERATURE = 2.0  # of the distilled answers
 class Objective:
     """What a strategy minimises over a batch of activations at the trunk's boundary.
 
-    ``teacher`` is the incumbent, where its answers are distilled. ``micro_batch``
-    halves each time that memory runs out. With BatchNorm frozen, parts add up to
-    exactly the whole.
+    ``teacher`` is the incumbent, where its answers on new images are distilled.
+    ``micro_batch`` halves each time that memory runs out. With BatchNorm frozen, parts
+    add up to exactly the whole.
     """
 
     def __init__(
@@ -39,12 +39,16 @@ class Objective:
         self.run = run
         self.teacher = teacher
 
-    def gradients(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
+    def gradients(
+        self, x: Tensor, labels: Tensor, *, new: int, remembered: Tensor | None = None
+    ) -> tuple[float, int]:
         """Leave the gradients of one step's mean loss in the network.
 
         Args:
             x: activations at the boundary, the *new* images' before the replayed ones'.
             labels: int64 [N].
+            remembered: the incumbent's logits [N - new, C] for the replayed images,
+                where those are distilled.
 
         Returns:
             The loss in nats, and how many of the new images were answered right.
@@ -55,52 +59,50 @@ class Objective:
         while True:
             self.network.zero_grad(set_to_none=True)
             try:
-                return self._accumulate(x, labels, new=new)
+                return self._accumulate(x, labels, new=new, remembered=remembered)
             except torch.OutOfMemoryError:
                 if self.micro_batch <= 1:
                     raise
                 self._halve()
 
-    def _accumulate(self, x: Tensor, labels: Tensor, *, new: int) -> tuple[float, int]:
+    def _accumulate(
+        self, x: Tensor, labels: Tensor, *, new: int, remembered: Tensor | None
+    ) -> tuple[float, int]:
         total = torch.zeros((), device=x.device)
         right = torch.zeros((), dtype=torch.long, device=x.device)
         for start in range(0, len(x), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             fresh = max(0, min(new - start, len(labels[part])))
-            logits, loss = self._loss(x[part], labels[part], fresh=fresh)
+            wanted = None
+            if remembered is not None:
+                before = max(0, start - new)
+                wanted = remembered[before : before + len(labels[part]) - fresh]
+            logits, loss = self._loss(x[part], labels[part], fresh=fresh, remembered=wanted)
             share = len(logits) / len(x)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * share
             right += (logits[:fresh].argmax(dim=1) == labels[part][:fresh]).sum()
         return float(total), int(right)
 
-    def _loss(self, x: Tensor, labels: Tensor, *, fresh: int) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
-            logits = self.network.forward_from(self.boundary, x).float()
+    def _loss(
+        self, x: Tensor, labels: Tensor, *, fresh: int, remembered: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        logits = self._logits(self.network, x)
         smoothing = self.strategy.label_smoothing
         loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if self.teacher is not None:
-            weights = logits.new_full((len(logits),), self.strategy.distil_replay)
-            weights[:fresh] = self.strategy.distil
-            loss = loss + (weights * self._distillation(logits, x)).mean()
+        if self.teacher is not None and fresh:
+            with torch.no_grad():
+                wanted = self._logits(self.teacher, x[:fresh])
+            held = _divergence(logits[:fresh], wanted, known=self.network.known)
+            loss = loss + self.strategy.distil * held.sum() / len(x)
+        if remembered is not None and len(remembered):
+            held = _divergence(logits[fresh:], remembered, known=self.network.known)
+            loss = loss + self.strategy.distil_replay * held.sum() / len(x)
         return logits, loss
 
-    def _distillation(self, logits: Tensor, x: Tensor) -> Tensor:
-        """LwF (Li and Hoiem, arXiv:1606.09282): T^2 KL(incumbent || candidate), for each image.
-
-        The incumbent may have fewer labels: those that are new are left out.
-        """
-        assert self.teacher is not None
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
-            wanted = self.teacher.forward_from(self.boundary, x).float()
-        known = wanted.shape[1]
-        divergence = functional.kl_div(
-            functional.log_softmax(logits[:, :known] / TEMPERATURE, dim=1),
-            functional.log_softmax(wanted / TEMPERATURE, dim=1),
-            reduction="none",
-            log_target=True,
-        )
-        return TEMPERATURE**2 * divergence.sum(dim=1)
+    def _logits(self, network: Network, x: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
+            return network.forward_from(self.boundary, x).float()
 
     def _halve(self) -> None:
         self.micro_batch = max(1, self.micro_batch // 2)
@@ -111,3 +113,17 @@ class Objective:
             f"out of memory: each step now goes through in parts of {self.micro_batch} images",
             micro_batch=self.micro_batch,
         )
+
+
+def _divergence(logits: Tensor, wanted: Tensor, *, known: int) -> Tensor:
+    """LwF (Li and Hoiem, arXiv:1606.09282): T^2 KL(incumbent || candidate), for each image [N].
+
+    Over the *known* labels only: of those that are new the incumbent has no opinion.
+    """
+    divergence = functional.kl_div(
+        functional.log_softmax(logits[:, :known] / TEMPERATURE, dim=1),
+        functional.log_softmax(wanted[:, :known] / TEMPERATURE, dim=1),
+        reduction="none",
+        log_target=True,
+    )
+    return TEMPERATURE**2 * divergence.sum(dim=1)

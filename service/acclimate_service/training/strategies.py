@@ -52,7 +52,7 @@ class Strategy:
     ema: float = 0.95  # of the weights, per step; 0 is none
     l2sp: float = 0.0  # pull per step to the starting point (L2-SP, arXiv:1802.01483)
     distil: float = 0.0  # weight of the incumbent's answers on new images (LwF)
-    distil_replay: float = 0.0  # the same on replayed ones (as in DER, arXiv:2004.07211)
+    distil_replay: float = 1.0  # the same on replayed ones (DER++, arXiv:2004.07211)
     replay_share: float = 0.5  # of each step's images, where there is replay
     balance: float = 0.5  # of rare labels: 0 as they come, 1 all alike
     batch_norm: BatchNorm = BatchNorm.FROZEN
@@ -105,7 +105,7 @@ STRATEGIES = {
             name="naive", summary="the usual script: everything, Adam 1e-3, BatchNorm updating",
             share=1.0, head_first=False, head_rate=1e-3, tail_rate=1e-3, layer_decay=1.0,
             warmup=0.0, cosine=False, weight_decay=0.0, label_smoothing=0.0, clip=math.inf,
-            ema=0.0, replay_share=0.0, balance=0.0, batch_norm=BatchNorm.UPDATED,
+            ema=0.0, replay_share=0.0, distil_replay=0.0, balance=0.0, batch_norm=BatchNorm.UPDATED,
         ),
     )
 }  # fmt: skip
@@ -114,6 +114,8 @@ STRATEGIES = {
 MODIFIERS = {
     "lwf": ("distil the incumbent's answers on new images", {"distil": 1.0}),
     "der": ("distil the incumbent's answers on replayed images", {"distil_replay": 1.0}),
+    "held": ("held harder to the incumbent's answers on replayed images", {"distil_replay": 3.0}),
+    "no-der": ("replayed images teach their labels alone", {"distil_replay": 0.0}),
     "l2sp": ("pull to the weights that it started from", {"l2sp": 0.02}),
     "no-replay": ("without replayed images", {"replay_share": 0.0}),
     "no-ema": ("without averaged weights", {"ema": 0.0}),

@@ -9,7 +9,7 @@ from tests.unit.training import tiny
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind, Phase
-from acclimate_service.training import auto
+from acclimate_service.training import auto, trial
 from acclimate_service.training.auto import adapt
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed, prepare
@@ -98,10 +98,10 @@ def test_forgetting_is_named_and_answered_by_blending_back():
     net = tiny.incumbent()
     stock = dataclasses.replace(tiny.target_stock(), replay=None)
     outcome = run_engine(net, stock=stock, strategy="full", epochs=8, diary=diary)
-    trial = outcome.trials[-1]
-    assert trial.failed(Failure.FORGETTING)
-    assert trial.blend.alpha < 1
-    assert trial.blend.chosen.source.drop <= 0.01
+    last = outcome.trials[-1]
+    assert last.failed(Failure.FORGETTING)
+    assert last.blend.alpha < 1
+    assert last.blend.chosen.source.drop <= 0.01
     assert any("forgetting: " in text for text in diary.messages(EventKind.WARNING))
 
 
@@ -120,6 +120,28 @@ def test_underfitting_is_named_and_answered_by_more_stages(monkeypatch):
         "trying deep: the tail was underfitting" in text
         for text in diary.messages(EventKind.DECISION)
     )
+
+
+def test_forgetting_that_costs_too_much_gain_is_answered_by_holding_harder(monkeypatch):
+    reckless = dataclasses.replace(
+        STRATEGIES["tail"], share=1.0, replay_share=0.0, tail_rate=2e-3, ema=0.0
+    )
+    monkeypatch.setitem(STRATEGIES, "tail", reckless)
+    monkeypatch.setattr(trial, "GOOD_ENOUGH", 2.0)
+    diary = tiny.Diary()
+    outcome = run_engine(diary=diary, epochs=6)
+    assert outcome.trials[1].failed(Failure.FORGETTING)
+    assert outcome.trials[2].candidate.strategy == "tail+held"
+    assert any("blending it back gave up" in text for text in diary.messages(EventKind.DECISION))
+
+
+def test_overfitting_is_answered_by_fewer_stages(monkeypatch):
+    eager = dataclasses.replace(STRATEGIES["tail"], share=1.0, ema=0.0, label_smoothing=0.0)
+    monkeypatch.setitem(STRATEGIES, "tail", eager)
+    few_and_wrong = tiny.Pictures([6] * 4, seed=3, dark=True, flipped=0.5)
+    outcome = run_engine(stock=tiny.target_stock(train=few_and_wrong), epochs=12)
+    assert outcome.trials[1].failed(Failure.OVERFITTING)
+    assert outcome.trials[2].candidate.strategy == "late"
 
 
 def diverging(*args, **kwargs):

@@ -11,9 +11,9 @@ from acclimate_service.domain.job import EventKind
 from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import MIN_STEPS, Listed
 from acclimate_service.training.diagnosis import Failure
-from acclimate_service.training.finetune import MAX_RESTORES
+from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS
 from acclimate_service.training.measure import evaluate
-from acclimate_service.training.optimiser import restore
+from acclimate_service.training.optimiser import Optimiser, restore
 from acclimate_service.training.run import Cancelled
 from acclimate_service.training.strategies import STRATEGIES
 
@@ -135,6 +135,48 @@ def test_a_loss_that_is_no_number_is_answered_by_going_back_at_a_lower_rate():
     assert diary.messages(EventKind.WARNING)[0].startswith("instability: in epoch 2: loss nan")
 
 
+def shaken(net, monkeypatch, *, above):
+    """Let a step at rates times more than *above* wipe out what the head knows."""
+    step = Optimiser.step
+
+    def careless(self, progress):
+        step(self, progress)
+        if self.damping > above:
+            with torch.no_grad():
+                net.head.weight.zero_()
+                self._average = [p.detach().clone() for p in self.parameters]
+
+    monkeypatch.setattr(Optimiser, "step", careless)
+    return net
+
+
+def test_select_images_that_get_worse_right_after_unfreezing_lower_the_rates(monkeypatch):
+    diary = tiny.Diary()
+    same_camera = tiny.target_stock(
+        train=tiny.Pictures([10] * 4, seed=3), select=tiny.Pictures([15] * 4, seed=4)
+    )
+    net = shaken(tiny.incumbent(), monkeypatch, above=tiny.RATE * DAMPING)
+    candidate = tiny.learn("tail", net=net, stock=same_camera, batch_size=6, on_event=diary)
+    (finding,) = candidate.findings
+    assert finding.failure is Failure.SHOCK
+    assert finding.facts["damping"] == tiny.RATE * DAMPING
+    assert [line.epoch for line in candidate.history] == [1, 2, 3]
+    assert diary.messages(EventKind.WARNING)[0].startswith("shock: in epoch 1: ")
+    assert accuracy(net, tiny.Pictures([20] * 4, seed=8)) > 0.95
+
+
+def test_what_stays_worse_at_any_rate_ends_at_the_weights_it_began_with(monkeypatch):
+    same_camera = tiny.target_stock(
+        train=tiny.Pictures([10] * 4, seed=3), select=tiny.Pictures([15] * 4, seed=4)
+    )
+    net = shaken(tiny.incumbent(), monkeypatch, above=0.0)
+    candidate = tiny.learn("tail", net=net, stock=same_camera, batch_size=6)
+    assert [finding.failure for finding in candidate.findings][:2] == [Failure.SHOCK] * MAX_SHOCKS
+    assert candidate.best_epoch == 0
+    before = tiny.incumbent_state()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in candidate.state.items())
+
+
 def test_training_that_stays_unstable_is_given_up():
     net = poison(tiny.incumbent(), steps=range(10**6))
     with pytest.raises(TrainingDiverged, match=f"after {MAX_RESTORES} restarts"):
@@ -209,8 +251,8 @@ def forgotten(strategy):
 def test_replay_and_distillation_each_forget_less():
     nothing = forgotten("full+no-replay")
     assert forgotten("full+no-replay+lwf") < nothing
+    assert forgotten("full+no-der") < nothing
     assert forgotten("full") < nothing
-    assert forgotten("full+der") < nothing
 
 
 @pytest.mark.parametrize("counts", [[3] * 4, [1] * 4, [40, 2, 2, 2], [10, 10, 10, 0]])

@@ -199,7 +199,7 @@ def test_what_a_killed_trainer_left_half_written_is_swept_once_it_is_old(tmp_pat
 
 
 def test_a_full_disk_is_said_and_the_views_are_streamed(tmp_path, monkeypatch):
-    def full(self, keys, rows):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     _, source = images()

@@ -30,11 +30,12 @@ from acclimate_service.domain.names import (
 )
 from acclimate_service.store import Store
 from acclimate_service.tracing import Phases
-from acclimate_service.training.auto import Outcome, Trial
+from acclimate_service.training.auto import Outcome
 from acclimate_service.training.candidate import Candidate as Trained
 from acclimate_service.training.diagnosis import Epoch, Failure, Finding
 from acclimate_service.training.interpolate import ALPHAS, Blend, Point
 from acclimate_service.training.measure import Change
+from acclimate_service.training.trial import Trial
 from acclimate_service.worker.document import document
 from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.judgement import Compared, Judgement

@@ -1,0 +1,99 @@
+"""A strategy tried, what to try after it, and which to take: pure decisions.
+
+The course is short, as each trial costs as much as what is shipped: the head, a tail
+of stages, and one answer to what went wrong with the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from acclimate_service.training.candidate import Candidate
+from acclimate_service.training.diagnosis import Failure, Finding
+from acclimate_service.training.interpolate import Blend, Tolerance, gain, merit
+from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
+
+GOOD_ENOUGH = 0.99  # select accuracy from which more stages cannot show that they help
+CLOSE = 0.005  # of accuracy: not worth moving more stages
+GIVEN_UP = 0.02  # of target accuracy: what blending back may cost before it is worth a trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One strategy tried: what it made, and the point chosen between that and the start."""
+
+    candidate: Candidate
+    blend: Blend
+    findings: tuple[Finding, ...]
+
+    @property
+    def target_accuracy(self) -> float | None:
+        """On select images, at the chosen point."""
+        return self.blend.chosen.target_accuracy
+
+    def failed(self, failure: Failure) -> bool:
+        """Whether this failure was found."""
+        return any(finding.failure is failure for finding in self.findings)
+
+    @property
+    def given_up(self) -> float:
+        """The gain on target-select images, in [-1, 1], that blending back has cost."""
+        return gain(self.blend.curve[-1]) - gain(self.blend.chosen)
+
+
+def next_strategy(
+    trials: Sequence[Trial],
+    *,
+    planned: Sequence[Strategy] | None,
+    seconds_left: float,
+    replay: bool,
+) -> tuple[Strategy, str] | None:
+    """What to try next, and why; None: enough has been tried.
+
+    Args:
+        planned: what was asked for, where nothing is left to choose.
+        seconds_left: until the deadline. As long as all trials so far is supposed to be
+            what one more takes.
+        replay: whether there are images of the source to show again.
+    """
+    if planned is not None:
+        return None if len(trials) == len(planned) else (planned[len(trials)], "as asked")
+    if not trials:
+        return STRATEGIES["head"], "the least that can move"
+    if seconds_left < sum(trial.candidate.seconds for trial in trials):
+        return None
+    last = trials[-1]
+    if len(trials) == 1:
+        enough = last.target_accuracy is not None and last.target_accuracy >= GOOD_ENOUGH
+        return None if enough else (STRATEGIES["tail"], "the head alone leaves images to gain")
+    return _answer(last, replay=replay) if len(trials) == 2 else None
+
+
+def _answer(tail: Trial, *, replay: bool) -> tuple[Strategy, str] | None:
+    """What to try because of how the tail failed; None: it did not, or that is no help."""
+    if tail.failed(Failure.UNDERFITTING):
+        return STRATEGIES["deep"], "the tail was underfitting"
+    if tail.failed(Failure.FORGETTING) and tail.given_up > GIVEN_UP:
+        why = f"the tail was forgetting, and blending it back gave up {tail.given_up:.1%}"
+        return parse("tail+held" if replay else "tail+lwf"), why
+    if tail.failed(Failure.OVERFITTING):
+        return STRATEGIES["late"], "the tail was overfitting"
+    return None
+
+
+def choose(trials: Sequence[Trial], tolerance: Tolerance) -> tuple[int, str]:
+    """The trial to take, and why.
+
+    The one whose chosen point has the greatest merit; of those within ``CLOSE`` of it,
+    the first tried, which moves least.
+    """
+    merits = [merit(trial.blend.chosen, tolerance) for trial in trials]
+    if trials[0].target_accuracy is None:
+        return 0, "no select images tell the candidates apart: the one that moves least"
+    best = next(i for i, found in enumerate(merits) if found >= max(merits) - CLOSE)
+    told = ", ".join(
+        f"{trial.candidate.strategy} {found:+.1%}"
+        for trial, found in zip(trials, merits, strict=True)
+    )
+    return best, f"gain to expect on the target, counting what the guard would refuse: {told}"
