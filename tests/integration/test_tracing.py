@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Tracer
+from tests.acceptance.processes import wait_for
 from tests.contract.builders import SOURCE, claimed, furnish
 from tests.integration.rpc_server import fresh_store, running
 
@@ -54,8 +55,18 @@ def client(store: Store, tracer: Tracer) -> Iterator[Client]:
         yield client
 
 
+def spans(exporter: InMemorySpanExporter, name: str, count: int = 1) -> list[ReadableSpan]:
+    """The finished spans of this name; a call's ends just after its caller has the answer."""
+
+    def found() -> list[ReadableSpan]:
+        ended = [span for span in exporter.get_finished_spans() if span.name.endswith(name)]
+        return ended if len(ended) == count else []
+
+    return wait_for(found, 5, f"{count} spans {name}")
+
+
 def named(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
-    (found,) = [s for s in exporter.get_finished_spans() if s.name.endswith(name)]
+    (found,) = spans(exporter, name)
     return found
 
 
@@ -71,9 +82,7 @@ def test_a_call_lies_in_its_callers_trace(
     with tracer.start_as_current_span("caller") as caller:
         client.domain("amazon")
     client.domain("amazon")
-    inside, alone = [
-        s for s in exporter.get_finished_spans() if s.name.endswith("AdaptationService/GetDomain")
-    ]
+    inside, alone = spans(exporter, "GetDomain", 2)
     assert inside.kind is SpanKind.SERVER
     assert inside.parent is not None
     assert inside.parent.span_id == caller.get_span_context().span_id
@@ -101,12 +110,12 @@ def test_a_jobs_phases_lie_in_the_trace_of_whoever_asked_for_it(
         )
     job, lease = claimed(store)
     (accepted,) = store.jobs.events(job.name, limit=1)
-    spans = Phases(tracer, accepted.facts, job=str(job.name))
-    story = Story(store=store, lease=lease, sign_of_life=lambda: None, spans=spans)
+    told = Phases(tracer, accepted.facts, job=str(job.name))
+    story = Story(store=store, lease=lease, sign_of_life=lambda: None, spans=told)
     story.enter(Phase.PREPARING)
     story.tell(EventKind.DECISION, "as asked", {})
     story.enter(Phase.EXPORTING)
-    spans.end()
+    told.end()
     attempt, phase = named(exporter, "job"), named(exporter, "PREPARING")
     assert {trace_of(s) for s in (attempt, phase, named(exporter, "EXPORTING"))} == {
         caller.get_span_context().trace_id
@@ -141,6 +150,19 @@ def test_asking_for_traces_without_what_sends_them_is_refused() -> None:
         timeout=60,
     )
     assert "acclimate[otel]" in done.stderr
+
+
+def test_a_caller_needs_to_import_nothing_but_what_makes_its_spans() -> None:
+    code = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from acclimate._connection import Connection
+connection = Connection("127.0.0.1:1", timeout=1, patience=1, retries=0, token=None, tls=None)
+assert connection.metadata == ()
+with TracerProvider().get_tracer("caller").start_as_current_span("call"):
+    assert dict(connection.metadata).keys() == {"traceparent"}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_client_sends_no_trace_where_nobody_traces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import random
 import sys
@@ -180,9 +181,9 @@ class Connection:
 def _trace_context() -> tuple[tuple[str, str], ...]:
     """The current span of a caller who uses OpenTelemetry, as W3C trace context."""
     # Who has not imported it has no span; the client itself does not depend on it.
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    if "opentelemetry.trace" not in sys.modules:
         return ()
+    propagate = importlib.import_module("opentelemetry.propagate")
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return tuple(carrier.items())
