@@ -291,13 +291,35 @@ class Trunk:
         return self._laid_out(normalise(x, self.network.preprocessing))
 
     def _forward(self, below: int, boundary: int, x: Tensor) -> Tensor:
+        """The activations at *boundary* from those at *below*; in halves where memory runs out.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
         stages = self.network.stages[below:boundary]
         for stage in stages:
             stage.eval()
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self._run.on_cuda):
-            for stage in stages:
-                x = stage(x)
-        return x
+        try:
+            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self._run.on_cuda):
+                passed = x
+                for stage in stages:
+                    passed = stage(passed)
+                return passed
+        except torch.OutOfMemoryError:
+            if len(x) == 1:
+                raise
+        # Outside of the handler, whose traceback holds on to what did not fit.
+        self._chunk = max(1, min(self._chunk, len(x) // 2))
+        if self._run.on_cuda:
+            torch.cuda.empty_cache()
+        self._run.tell(
+            EventKind.WARNING,
+            f"out of memory: images now pass the trunk in parts of {self._chunk}",
+            chunk=self._chunk,
+        )
+        return torch.cat(
+            [self._forward(below, boundary, part) for part in torch.split(x, self._chunk)]
+        )
 
     def _to_device(self, x: Tensor) -> Tensor:
         if not self._run.on_cuda:

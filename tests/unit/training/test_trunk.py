@@ -210,3 +210,19 @@ def test_a_full_disk_is_said_and_the_views_are_streamed(tmp_path, monkeypatch):
     assert not trunk.fill(Shown.all(source, [0, 1]), [2])
     assert "No space left on device" in diary.messages(EventKind.WARNING)[0]
     assert torch.equal(read(trunk, source, 2), expected)
+
+
+def test_out_of_memory_in_the_trunk_halves_what_passes_it_and_changes_nothing():
+    def starve(_module, inputs):
+        if len(inputs[0]) > 4:
+            raise torch.OutOfMemoryError("no memory left")
+
+    _, source = images()
+    net, diary = tiny.network(), tiny.Diary()
+    expected = read(tiny.trunk(net), source, 2)
+    handle = net.model.get_submodule("stem").register_forward_pre_hook(starve)
+    trunk = tiny.trunk(net, surroundings=tiny.run(on_event=diary))
+    trunk.fill(Shown.all(source, [0, 1]), [2])
+    handle.remove()
+    assert torch.allclose(read(trunk, source, 2), expected, atol=1e-3)
+    assert diary.messages(EventKind.WARNING)[-1].endswith("in parts of 3")  # 24 -> 12 -> 6 -> 3
