@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.unit.training import tiny
 
 from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.training.diagnosis import Failure
 from acclimate_service.training.strategies import MODIFIERS, STRATEGIES, BatchNorm, parse
 
 
@@ -51,3 +54,9 @@ def test_every_modifier_goes_with_every_row(name, modifier):
 def test_only_the_naive_row_lets_batchnorm_drift():
     updating = {s.name for s in STRATEGIES.values() if s.batch_norm is BatchNorm.UPDATED}
     assert updating == {"naive"}
+
+
+def test_every_row_modifier_and_failure_stands_in_the_documentation():
+    page = (Path(__file__).parents[3] / "docs/strategies.md").read_text()
+    assert [name for name in (*STRATEGIES, *MODIFIERS) if f"| `{name}` |" not in page] == []
+    assert [failure for failure in Failure if f"| {failure.value} |" not in page] == []
