@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import prometheus_client
 import pytest
 from tests.integration.rpc_server import (
     LABELS,
@@ -27,6 +29,7 @@ from tests.integration.rpc_server import (
 from acclimate.oip import grpc_service_pb2 as pb
 from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
 from acclimate.oip import model_config_pb2
+from acclimate.v1 import inference_pb2
 from acclimate_service.domain.names import ModelName
 
 Tensor = pb.ModelInferRequest.InferInputTensor
@@ -253,6 +256,59 @@ def test_statistics_count_what_was_answered_and_what_failed(service: Service) ->
     assert stats.inference_stats.fail.count == 1
     assert stats.inference_stats.compute_infer.ns > 0
     assert stats.last_inference > 0
+
+
+def scraped(service: Service, model: str) -> dict[str, float]:
+    """The samples of a model under Triton's names; a failure's with its reason."""
+    text = prometheus_client.generate_latest(service.server.metrics.registry).decode()
+    found = re.findall(r"^(nv_inference_\w+)\{([^}]*)\} (\S+)$", text, re.MULTILINE)
+    return {
+        name + (f":{reason[1]}" if (reason := re.search(r'reason="(\w+)"', labels)) else ""): float(
+            value
+        )
+        for name, labels, value in found
+        if f'model="{model}"' in labels and 'version="1"' in labels
+    }
+
+
+def test_prometheus_tells_under_tritons_names_what_the_statistics_tell(service: Service) -> None:
+    served(service, "scraped")
+    for _ in range(3):
+        oip(service).ModelInfer(raw("scraped"), timeout=10)
+    refusal(lambda: service.inference.Predict(ask("models/scraped", b"no image"), timeout=10))
+    hurried = raw("scraped", np.zeros((256, SIZE, SIZE, 3), np.uint8))
+    hurried.parameters["timeout"].int64_param = 1
+    refusal(lambda: oip(service).ModelInfer(hurried, timeout=10))
+    told = oip(service).ModelStatistics(pb.ModelStatisticsRequest(name="scraped"), timeout=10)
+    (stats,) = told.model_stats
+    own = service.inference.ListVersionStatistics(
+        inference_pb2.ListVersionStatisticsRequest(parent="models/scraped"), timeout=10
+    ).statistics[0]
+    times = stats.inference_stats
+    assert scraped(service, "scraped") == {
+        "nv_inference_request_success": 3,
+        "nv_inference_request_failure:OTHER": 1,
+        "nv_inference_request_failure:REJECTED": 1,
+        "nv_inference_request_failure:CANCELED": 0,
+        "nv_inference_request_failure:BACKEND": 0,
+        "nv_inference_count": 6,
+        "nv_inference_exec_count": stats.execution_count,
+        "nv_inference_pending_request_count": 0,
+        "nv_inference_request_duration_us": times.success.ns // 1000,
+        "nv_inference_queue_duration_us": times.queue.ns // 1000,
+        "nv_inference_compute_input_duration_us": times.compute_input.ns // 1000,
+        "nv_inference_compute_infer_duration_us": times.compute_infer.ns // 1000,
+        "nv_inference_compute_output_duration_us": times.compute_output.ns // 1000,
+    }
+    assert (times.compute_output.count, own.encode.count) == (3, 3)
+    assert 0 < own.infer.nanoseconds == times.compute_infer.ns
+    assert (own.version, own.images, own.failed.count) == ("models/scraped/versions/1", 6, 2)
+
+
+def test_statistics_of_a_model_that_is_not_there_are_refused(service: Service) -> None:
+    request = inference_pb2.ListVersionStatisticsRequest(parent="models/nobody")
+    code, _ = refusal(lambda: service.inference.ListVersionStatistics(request, timeout=10))
+    assert code is grpc.StatusCode.NOT_FOUND
 
 
 def states(service: Service, name: str) -> dict[str, str]:

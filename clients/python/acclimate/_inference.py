@@ -11,7 +11,7 @@ from acclimate import _images, _names, _wire
 from acclimate._connection import STREAM_SECONDS, Connection
 from acclimate._images import Image
 from acclimate._status import error_of
-from acclimate.resources import Prediction, Refusal
+from acclimate.resources import Prediction, Refusal, VersionStatistics
 from acclimate.v1 import inference_pb2, inference_pb2_grpc
 
 STREAM_IN_FLIGHT = 32  # requests
@@ -113,6 +113,18 @@ class InferenceCalls:
             call.cancel()
         if sending.error is not None:
             raise sending.error
+
+    def statistics(self, model: str, *, timeout: float | None = None) -> list[VersionStatistics]:
+        """What the server was asked of a model's versions since it started, newest first.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        request = inference_pb2.ListVersionStatisticsRequest(parent=_names.model_name(model))
+        answer = self._connection.call(
+            self._inference.ListVersionStatistics, request, idempotent=True, timeout=timeout
+        )
+        return [_wire.version_statistics(message) for message in answer.statistics]
 
 
 class _Sending:

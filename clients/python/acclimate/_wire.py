@@ -281,3 +281,24 @@ def predictions(message: inference_pb2.PredictResponse) -> list[resources.Predic
         )
         for prediction in message.predictions
     ]
+
+
+def version_statistics(message: inference_pb2.VersionStatistics) -> resources.VersionStatistics:
+    """A version's counts."""
+
+    def stage(part: inference_pb2.VersionStatistics.Stage) -> resources.Stage:
+        return resources.Stage(count=part.count, seconds=part.nanoseconds / 1e9)
+
+    return resources.VersionStatistics(
+        version=message.version,
+        images=message.images,
+        runs=message.runs,
+        pending=message.pending,
+        succeeded=stage(message.succeeded),
+        failed=stage(message.failed),
+        cancelled=stage(message.cancelled),
+        queue=stage(message.queue),
+        decode=stage(message.decode),
+        infer=stage(message.infer),
+        encode=stage(message.encode),
+    )

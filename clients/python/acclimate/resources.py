@@ -309,6 +309,41 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of answering requests: how often, and how many seconds in all."""
+
+    count: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Seconds each time; 0 if it never happened."""
+        return self.seconds / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionStatistics:
+    """What one server was asked of a version since it started, and where the time went.
+
+    ``succeeded``, ``failed`` and ``cancelled`` count requests, from submission to
+    answer; ``queue``, ``decode`` and ``infer`` are parts of those that succeeded, and
+    ``encode`` comes after them. What several threads did at once is summed.
+    """
+
+    version: str
+    images: int
+    runs: int
+    pending: int
+    succeeded: Stage
+    failed: Stage
+    cancelled: Stage
+    queue: Stage
+    decode: Stage
+    infer: Stage
+    encode: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """Why one image of a prediction stream was refused; the stream goes on."""
 

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -93,6 +94,7 @@ class Handle(Generic[T]):
         """Classify, and count it; see ``Batcher.submit`` for what is raised."""
         tally = self._held().tally
         started = time.perf_counter_ns()
+        tally.began()
         try:
             answer = await self._pool.batcher.submit(
                 self.classifier, images, outputs, deadline=deadline
@@ -100,12 +102,16 @@ class Handle(Generic[T]):
         except asyncio.CancelledError:
             tally.cancelled(ns=time.perf_counter_ns() - started)
             raise
-        except Exception:
-            tally.failed(ns=time.perf_counter_ns() - started)
+        except Exception as error:
+            tally.failed(error, ns=time.perf_counter_ns() - started)
             raise
         ns = time.perf_counter_ns() - started
         tally.succeeded(len(images), answer.timings, ns=ns, now=time.time())
         return answer
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Surround the writing of an answer, to have it counted."""
+        return self._held().tally.encoding()
 
     def release(self) -> None:
         """Give the version back; a second time does nothing."""
@@ -264,8 +270,9 @@ class Pool(Generic[T]):
         return dict(self._aliases)
 
     def statistics(self) -> dict[str, VersionStatistics]:
-        """The counts of every version that was loaded, by version."""
-        return {version: tally.snapshot() for version, tally in self._tallies.items()}
+        """The counts of every version that was loaded, by version. From any thread."""
+        tallies = list(self._tallies.items())  # at once: the event loop may add to them
+        return {version: tally.snapshot() for version, tally in tallies}
 
     async def close(self) -> None:
         """Unload everything, in use or not, and end the loading thread."""

@@ -1,10 +1,38 @@
-"""What was asked of a version and how long it took: enough for Triton's ModelStatistics."""
+"""What was asked of a version and how long it took: enough for Triton's statistics."""
 
 from __future__ import annotations
 
+import contextlib
+import enum
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from acclimate_service.domain.errors import (
+    DeadlineTooShort,
+    Overloaded,
+    ServiceError,
+    VersionUnloadable,
+)
 from acclimate_service.inference.answer import Timings
+
+
+class Cause(enum.Enum):
+    """Why a request has no answer, in Triton's words (``reason`` of its failure counter)."""
+
+    REJECTED = "REJECTED"  # no room, or no time
+    CANCELED = "CANCELED"  # nobody waits for it any more
+    BACKEND = "BACKEND"  # the graph failed
+    OTHER = "OTHER"  # what was sent is not what the version takes
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Whose failure *error* is."""
+    if isinstance(error, (Overloaded, DeadlineTooShort)):
+        return Cause.REJECTED
+    if isinstance(error, ServiceError) and not isinstance(error, VersionUnloadable):
+        return Cause.OTHER
+    return Cause.BACKEND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +53,10 @@ class VersionStatistics:
 
     ``inferences`` counts images, ``executions`` runs of the graph; ``success``,
     ``failure`` and ``cancelled`` count requests, from submission to answer. ``queue``,
-    ``decode`` and ``infer`` are the stages of the successful ones. ``runs`` maps the
-    size of a run to its times. ``last_inference`` is in milliseconds since the epoch,
-    0 for never.
+    ``decode``, ``infer`` and ``encode`` are the stages of the successful ones. ``runs``
+    maps the size of a run to its times, ``causes`` why requests failed to how many.
+    ``pending`` requests wait or run. ``last_inference`` is in milliseconds since the
+    epoch, 0 for never.
     """
 
     inferences: int = 0
@@ -39,22 +68,32 @@ class VersionStatistics:
     queue: Duration = Duration()
     decode: Duration = Duration()
     infer: Duration = Duration()
+    encode: Duration = Duration()
+    pending: int = 0
     runs: dict[int, Duration] = field(default_factory=dict)
+    causes: dict[Cause, int] = field(default_factory=dict)
 
 
 class Tally:
-    """Counts for one version. Belongs to the event loop."""
+    """Counts for one version. Belongs to the event loop; any thread may take a snapshot."""
 
     def __init__(self) -> None:
         self._inferences = 0
         self._last_inference = 0
+        self._pending = 0
         self._durations = dict.fromkeys(
-            ("success", "failure", "cancelled", "queue", "decode", "infer"), Duration()
+            ("success", "failure", "cancelled", "queue", "decode", "infer", "encode"), Duration()
         )
         self._runs: dict[int, Duration] = {}
+        self._causes = dict.fromkeys(Cause, 0)
+
+    def began(self) -> None:
+        """Count a request as pending, until it is counted as one of the following."""
+        self._pending += 1
 
     def succeeded(self, images: int, timings: Timings, *, ns: int, now: float) -> None:
         """Count an answered request of *images*; *ns* from submission to answer."""
+        self._pending -= 1
         self._inferences += images
         self._last_inference = int(now * 1000)
         self._add("success", ns)
@@ -65,21 +104,35 @@ class Tally:
             share = timings.infer * size // max(sum(timings.runs), 1)
             self._runs[size] = self._runs.get(size, Duration()).plus(share)
 
-    def failed(self, *, ns: int) -> None:
+    def failed(self, error: BaseException, *, ns: int) -> None:
         """Count a refused or failed request."""
+        self._pending -= 1
+        self._causes[cause_of(error)] += 1
         self._add("failure", ns)
 
     def cancelled(self, *, ns: int) -> None:
         """Count a request that nobody waited for any more."""
+        self._pending -= 1
+        self._causes[Cause.CANCELED] += 1
         self._add("cancelled", ns)
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Count the writing of an answer."""
+        started = time.perf_counter_ns()
+        yield
+        self._add("encode", time.perf_counter_ns() - started)
 
     def snapshot(self) -> VersionStatistics:
         """The counts as they are now."""
+        runs = dict(self._runs)
         return VersionStatistics(
             inferences=self._inferences,
-            executions=sum(duration.count for duration in self._runs.values()),
+            executions=sum(duration.count for duration in runs.values()),
             last_inference=self._last_inference,
-            runs=dict(self._runs),
+            pending=self._pending,
+            runs=runs,
+            causes=dict(self._causes),
             **self._durations,
         )
 

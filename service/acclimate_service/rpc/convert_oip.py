@@ -24,7 +24,7 @@ from acclimate_service.domain.names import AliasName, VersionName, check_id
 from acclimate_service.inference.classifier import INPUT, OUTPUTS, Pixels
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.rpc import fields
-from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs
+from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whole
 
 Parameters = Mapping[str, pb.InferParameter]
 Tensor = pb.ModelInferRequest.InferInputTensor
@@ -107,31 +107,16 @@ def _uint8(tensor: Tensor, raw: bytes | None) -> NDArray[np.uint8]:
     if tensor.datatype == "UINT8":
         if raw is not None:
             return np.frombuffer(raw, np.uint8)
-        return _whole(np.array(tensor.contents.uint_contents, np.float64))
+        return whole(np.array(tensor.contents.uint_contents, np.float64))
     if tensor.datatype == "FP32":
         if raw is None:
-            return _whole(np.array(tensor.contents.fp32_contents, np.float64))
+            return whole(np.array(tensor.contents.fp32_contents, np.float64))
         if len(raw) % 4:
             raise InputMismatch(f"{len(raw)} bytes are no whole number of FP32 elements")
-        return _whole(np.frombuffer(raw, "<f4"))
+        return whole(np.frombuffer(raw, "<f4"))
     raise InputMismatch(
         f"the datatype is {tensor.datatype[:20]!r}; UINT8, FP32 and BYTES are taken"
     )
-
-
-def _whole(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Pixels as they are; anything that would have to be rounded or clipped is refused.
-
-    Raises:
-        InputMismatch: a value is not a whole number from 0 to 255 (NaN is none).
-    """
-    with np.errstate(invalid="ignore"):
-        pixels = values.astype(np.uint8)
-    if not np.array_equal(pixels, values):
-        raise InputMismatch(
-            "pixels are whole numbers from 0 to 255; the model normalises them itself"
-        )
-    return pixels
 
 
 def _strings(raw: bytes) -> list[bytes]:

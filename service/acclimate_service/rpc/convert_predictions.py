@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from acclimate.v1 import inference_pb2 as pb
 from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceError
 from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.names import VersionName
+from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc import fields, status
 
 Images = NDArray[np.uint8]  # [N, size, size, 3]
@@ -57,10 +59,12 @@ def question(request: pb.PredictRequest) -> Question:
 
 
 def pixels(tensor: pb.Tensor, size: int) -> Images:
-    """The pixels of a tensor for a model whose input is *size* x *size*; no copy is made.
+    """The pixels of a tensor for a model whose input is *size* x *size*; uint8 is not copied.
 
     Raises:
-        InputMismatch: the shape is not [N, size, size, 3] or not that of the bytes.
+        InputMismatch: the shape is not [N, size, size, 3] or not that of the bytes, or a
+            float is no pixel.
+        InvalidSpec: it holds both pixels and floats.
     """
     shape = tuple(tensor.shape)
     wanted = f"[N, {size}, {size}, 3]"
@@ -70,12 +74,32 @@ def pixels(tensor: pb.Tensor, size: int) -> Images:
         )
     if not 0 < shape[0] <= IMAGE_LIMIT:
         raise InputMismatch(f"a tensor holds 1 to {IMAGE_LIMIT} images, not {shape[0]}")
-    if len(tensor.pixels) != math.prod(shape):
+    if tensor.pixels and tensor.floats:
+        raise InvalidSpec("give either pixels or floats", field="tensor")
+    content, width = (tensor.floats, 4) if tensor.floats else (tensor.pixels, 1)
+    if len(content) != width * math.prod(shape):
+        kind = "float32" if tensor.floats else "uint8"
         raise InputMismatch(
-            f"the tensor's shape {list(shape)} needs {math.prod(shape)} bytes of uint8, "
-            f"{len(tensor.pixels)} came"
+            f"the tensor's shape {list(shape)} needs {width * math.prod(shape)} bytes of {kind}, "
+            f"{len(content)} came"
         )
-    return np.frombuffer(tensor.pixels, np.uint8).reshape(shape)
+    flat = whole(np.frombuffer(content, "<f4")) if tensor.floats else np.frombuffer(content, "u1")
+    return flat.reshape(shape)
+
+
+def whole(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Pixels as they are; anything that would have to be rounded or clipped is refused.
+
+    Raises:
+        InputMismatch: a value is not a whole number from 0 to 255 (NaN is none).
+    """
+    with np.errstate(invalid="ignore"):
+        pixels = values.astype(np.uint8)
+    if not np.array_equal(pixels, values):
+        raise InputMismatch(
+            "pixels are whole numbers from 0 to 255; the model normalises them itself"
+        )
+    return pixels
 
 
 def response(
@@ -117,3 +141,24 @@ def refusal(error: ServiceError, request: pb.PredictRequest) -> pb.PredictStream
             reason=error.reason, message=status.status_of(error).message, id=request.id
         )
     )
+
+
+def statistics(name: VersionName, counts: VersionStatistics) -> pb.VersionStatistics:
+    """Write a version's counts."""
+    return pb.VersionStatistics(
+        version=str(name),
+        images=counts.inferences,
+        runs=counts.executions,
+        pending=counts.pending,
+        succeeded=_stage(counts.success),
+        failed=_stage(counts.failure),
+        cancelled=_stage(counts.cancelled),
+        queue=_stage(counts.queue),
+        decode=_stage(counts.decode),
+        infer=_stage(counts.infer),
+        encode=_stage(counts.encode),
+    )
+
+
+def _stage(duration: Duration) -> pb.VersionStatistics.Stage:
+    return pb.VersionStatistics.Stage(count=duration.count, nanoseconds=duration.ns)

@@ -110,6 +110,7 @@ def statistics(name: VersionName, counts: VersionStatistics) -> pb.ModelStatisti
             queue=_duration(counts.queue),
             compute_input=_duration(counts.decode),
             compute_infer=_duration(counts.infer),
+            compute_output=_duration(counts.encode),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(duration))

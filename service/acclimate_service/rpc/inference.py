@@ -11,18 +11,25 @@ import grpc.aio
 from acclimate.v1 import inference_pb2 as pb
 from acclimate.v1 import inference_pb2_grpc as pb_grpc
 from acclimate_service.domain.errors import ServiceError
+from acclimate_service.domain.names import ModelName, VersionName
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.rpc import convert_predictions as convert
-from acclimate_service.rpc.bounds import Gate
+from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.served import Served
+from acclimate_service.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
-    """Answers from what is *served*; *gate* bounds the requests that streams have open."""
+    """Answers from what is *served*; *gate* bounds the requests that streams have open.
 
-    def __init__(self, served: Served, *, gate: Gate) -> None:
+    The *store* is read in *lane*.
+    """
+
+    def __init__(self, store: Store, *, lane: Lane, served: Served, gate: Gate) -> None:
+        self._store = store
+        self._lane = lane
         self._served = served
         self._gate = gate
 
@@ -42,6 +49,25 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             except ServiceError as error:
                 yield convert.refusal(error, request)
 
+    async def ListVersionStatistics(
+        self, request: pb.ListVersionStatisticsRequest, context: Context
+    ) -> pb.ListVersionStatisticsResponse:
+        model = ModelName.parse(request.parent)
+        await self._lane.run(self._store.registry.get_model, model)
+        found = {
+            VersionName.parse(name): counts
+            for name, counts in self._served.pool.statistics().items()
+        }
+        # Ids count up: the longer, and of equal length the greater, is the newer.
+        newest_first = sorted(found, key=lambda n: (len(n.version), n.version), reverse=True)
+        return pb.ListVersionStatisticsResponse(
+            statistics=[
+                convert.statistics(name, found[name])
+                for name in newest_first
+                if name.model == model.model
+            ]
+        )
+
     async def _predict(
         self, request: pb.PredictRequest, deadline: float | None
     ) -> pb.PredictResponse:
@@ -54,7 +80,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 else convert.pixels(request.tensor, preprocessing.size)
             )
             answer = await handle.run(images, question.outputs, deadline=deadline)
-            return convert.response(request, handle.details, answer.outputs)
+            with handle.encoding():
+                return convert.response(request, handle.details, answer.outputs)
 
 
 def deadline(context: Context) -> float | None:

@@ -155,7 +155,8 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             )
             outputs = [output.name for output in asked]
             answer = await handle.run(images, outputs, deadline=deadline)
-            return convert.response(request, handle.details, asked, answer.outputs)
+            with handle.encoding():
+                return convert.response(request, handle.details, asked, answer.outputs)
 
     # ── the repository ───────────────────────────────────────────────────────
 

@@ -30,6 +30,7 @@ from acclimate_service.rpc.adaptation import AdaptationServicer
 from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import InferenceServicer
+from acclimate_service.rpc.inference_metrics import InferenceCollector
 from acclimate_service.rpc.intercept import Interceptor, Rule
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.oip import InferenceProtocolServicer
@@ -111,6 +112,7 @@ class Server:
         tracer: Tracer | None = None,
     ) -> None:
         self.metrics = Metrics()
+        self.metrics.registry.register(InferenceCollector(pool.statistics))
         self.health = Health(storing=SERVICES[:2], predicting=SERVICES[2:])
         self._store = store
         self._limits = limits
@@ -168,7 +170,9 @@ class Server:
             served=self.served,
         )
         streamed = Gate("the predictions", limit=limits.predictions, retry_after=0.1)
-        inference = InferenceServicer(self.served, gate=streamed)
+        inference = InferenceServicer(
+            self._store, lane=self._lane, served=self.served, gate=streamed
+        )
         oip = InferenceProtocolServicer(
             self._store,
             lane=self._lane,

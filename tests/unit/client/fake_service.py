@@ -408,6 +408,21 @@ class Service(
         self._enter("Predict", request, context)
         return self._predictions(request)
 
+    def ListVersionStatistics(
+        self, request: inference_pb2.ListVersionStatisticsRequest, context: grpc.ServicerContext
+    ) -> inference_pb2.ListVersionStatisticsResponse:
+        self._enter("ListVersionStatistics", request, context)
+        stage = inference_pb2.VersionStatistics.Stage
+        counts = inference_pb2.VersionStatistics(
+            version="models/digits/versions/2",
+            images=6,
+            runs=6,
+            succeeded=stage(count=4, nanoseconds=50_000_000),
+            failed=stage(count=1, nanoseconds=1_000_000),
+            infer=stage(count=4, nanoseconds=40_000_000),
+        )
+        return inference_pb2.ListVersionStatisticsResponse(statistics=[counts])
+
     def PredictStream(
         self,
         request_iterator: Iterator[inference_pb2.PredictRequest],

@@ -21,7 +21,7 @@ from acclimate.v1 import adaptation_pb2, registry_pb2
 COMMANDS = [
     ["up"], ["serve"], ["work"], ["health"], ["demo"], ["register"], ["models"], ["versions"],
     ["aliases"], ["promote"], ["rollback"], ["export"], ["predict"], ["upload"], ["adapt"],
-    ["report"], ["domains"], ["domains", "create"], ["domains", "get"], ["jobs"],
+    ["report"], ["stats"], ["domains"], ["domains", "create"], ["domains", "get"], ["jobs"],
     ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
 ]  # fmt: skip
 PROCESSES = (["serve"], ["work"])  # they only log
@@ -68,6 +68,7 @@ def test_every_command_has_help_with_an_example_and_json(run: Any, command: list
         (["models"], ["models", 0, "name"], "models/digits"),
         (["versions", "digits"], ["versions", 0, "manifest", "seed"], 3),
         (["versions", "digits"], ["aliases", 0, "version"], "models/digits/versions/2"),
+        (["stats", "digits"], ["statistics", 0, "infer", "seconds"], 0.04),
         (["aliases", "digits"], ["aliases", 0, "name"], "models/digits/aliases/production"),
         (["promote", "digits", "2"], ["version"], "models/digits/versions/2"),
         (["rollback", "digits"], ["version"], "models/digits/versions/1"),
@@ -101,6 +102,7 @@ def test_json_output_parses_and_nothing_else_is_printed(
         (["models"], "timm/resnet18"),
         (["versions", "digits"], "production"),
         (["aliases", "digits"], "digits/2"),
+        (["stats", "digits"], "12.5"),
         (["domains"], "d1"),
         (["domains", "get", "pens"], "domains/pens"),
         (["jobs"], "TUNING"),

@@ -138,3 +138,11 @@ def test_a_stream_left_early_ends(client: Client) -> None:
     assert next(stream) is not None
     stream.close()  # type: ignore[attr-defined]
     assert client.health()
+
+
+def test_statistics_tell_the_mean_of_each_stage(client: Client) -> None:
+    (counts,) = client.statistics("digits")
+    assert counts.version == "models/digits/versions/2"
+    assert (counts.images, counts.failed.count, counts.cancelled.count) == (6, 1, 0)
+    assert counts.infer.mean == pytest.approx(0.01)
+    assert counts.encode.mean == 0

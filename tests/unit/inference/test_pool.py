@@ -398,11 +398,20 @@ def test_statistics_tell_success_failure_and_abandonment_apart(images: Pixels) -
                     await handle.run(np.zeros((1, 8, 8, 3), np.uint8))
                 task = asyncio.create_task(handle.run(np.ones((1, 8, 8, 3), np.uint8)))
                 await asyncio.to_thread(version.running.wait)
+                assert pool.statistics()["a"].pending == 1
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 version.through.set()
                 await handle.run(np.ones((3, 8, 8, 3), np.uint8))
+                with handle.encoding():
+                    inside = pool.statistics()["a"]
             counts = pool.statistics()["a"]
+        assert (inside.encode.count, counts.encode.count) == (0, 1)
+        assert counts.pending == 0
+        assert {cause.name: n for cause, n in counts.causes.items() if n} == {
+            "BACKEND": 1,
+            "CANCELED": 1,
+        }
         assert (counts.success.count, counts.failure.count, counts.cancelled.count) == (1, 1, 1)
         assert (counts.inferences, counts.executions) == (3, 1)
         assert counts.infer.count == counts.queue.count == counts.decode.count == 1

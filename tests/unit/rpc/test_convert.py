@@ -195,3 +195,30 @@ def test_a_tensors_pixels_come_in_rows() -> None:
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     tensor = inference_pb2.Tensor(shape=pixels.shape, pixels=pixels.tobytes())
     assert np.array_equal(convert_predictions.pixels(tensor, 4), pixels)
+
+
+def test_a_tensor_of_floats_is_the_same_pixels() -> None:
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    tensor = inference_pb2.Tensor(shape=pixels.shape, floats=pixels.astype("<f4").tobytes())
+    found = convert_predictions.pixels(tensor, 4)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("value", [0.5, -1, 256, np.nan, np.inf])
+def test_a_float_that_is_no_pixel_is_refused_and_not_rounded(value: float) -> None:
+    floats = np.full((1, 4, 4, 3), 7, "<f4")
+    floats[0, 3, 3, 2] = value
+    tensor = inference_pb2.Tensor(shape=floats.shape, floats=floats.tobytes())
+    with pytest.raises(InputMismatch, match="whole numbers"):
+        convert_predictions.pixels(tensor, 4)
+
+
+def test_a_tensor_holds_pixels_or_floats_and_as_many_as_its_shape_says() -> None:
+    both = inference_pb2.Tensor(shape=[1, 4, 4, 3], pixels=bytes(48), floats=bytes(192))
+    with pytest.raises(InvalidSpec, match="either pixels or floats"):
+        convert_predictions.pixels(both, 4)
+    for count in (48, 191, 193):
+        wrong = inference_pb2.Tensor(shape=[1, 4, 4, 3], floats=bytes(count))
+        with pytest.raises(InputMismatch, match="192 bytes of float32"):
+            convert_predictions.pixels(wrong, 4)

@@ -20,6 +20,7 @@ from acclimate.cli import (
     models,
     predict,
     processes,
+    stats,
     store,
     up,
 )
@@ -75,6 +76,7 @@ app.command(rich_help_panel=_MODELS)(models.promote)
 app.command(rich_help_panel=_MODELS)(models.rollback)
 app.command(rich_help_panel=_MODELS)(models.export)
 app.command(rich_help_panel=_MODELS)(predict.predict)
+app.command(rich_help_panel=_MODELS)(stats.stats)
 
 app.add_typer(domains.app, name="domains", rich_help_panel=_IMAGES)
 app.command(rich_help_panel=_IMAGES)(domains.upload)

@@ -74,13 +74,18 @@ Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
-    """Tensor holds uint8 RGB pixels, [N, size, size, 3], row by row."""
+    """Tensor holds RGB pixels, [N, size, size, 3], row by row, as uint8 or as floats."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHAPE_FIELD_NUMBER: _builtins.int
     PIXELS_FIELD_NUMBER: _builtins.int
+    FLOATS_FIELD_NUMBER: _builtins.int
     pixels: _builtins.bytes
+    floats: _builtins.bytes
+    """In place of pixels: float32, little-endian, whole numbers from 0 to 255. The model
+    normalises them itself; these are four times the bytes for the same answer.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -88,10 +93,11 @@ class Tensor(_message.Message):
         *,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         pixels: _builtins.bytes = ...,
+        floats: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["floats", b"floats", "pixels", b"pixels", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,3 +238,133 @@ class PredictStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___PredictStreamResponse: _TypeAlias = PredictStreamResponse  # noqa: Y015
+
+@_typing.final
+class ListVersionStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """models/{model}"""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionStatisticsRequest: _TypeAlias = ListVersionStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionStatisticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionStatistics]:
+        """Of the versions that this server has had loaded, newest first."""
+
+    def __init__(
+        self,
+        *,
+        statistics: _abc.Iterable[Global___VersionStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionStatisticsResponse: _TypeAlias = ListVersionStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class VersionStatistics(_message.Message):
+    """VersionStatistics are one server's counts; each replica has its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Stage(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COUNT_FIELD_NUMBER: _builtins.int
+        NANOSECONDS_FIELD_NUMBER: _builtins.int
+        count: _builtins.int
+        nanoseconds: _builtins.int
+        def __init__(
+            self,
+            *,
+            count: _builtins.int = ...,
+            nanoseconds: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "nanoseconds", b"nanoseconds"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    INFER_FIELD_NUMBER: _builtins.int
+    ENCODE_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """models/{model}/versions/{version}"""
+    images: _builtins.int
+    """Images classified."""
+    runs: _builtins.int
+    """Runs of the graph."""
+    pending: _builtins.int
+    """Requests that wait or run now."""
+    @_builtins.property
+    def succeeded(self) -> Global___VersionStatistics.Stage:
+        """Requests, from submission to answer."""
+
+    @_builtins.property
+    def failed(self) -> Global___VersionStatistics.Stage: ...
+    @_builtins.property
+    def cancelled(self) -> Global___VersionStatistics.Stage: ...
+    @_builtins.property
+    def queue(self) -> Global___VersionStatistics.Stage:
+        """Parts of those that succeeded. What several threads did at once is summed."""
+
+    @_builtins.property
+    def decode(self) -> Global___VersionStatistics.Stage: ...
+    @_builtins.property
+    def infer(self) -> Global___VersionStatistics.Stage: ...
+    @_builtins.property
+    def encode(self) -> Global___VersionStatistics.Stage:
+        """Writing the answers, after these."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        images: _builtins.int = ...,
+        runs: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        succeeded: Global___VersionStatistics.Stage | None = ...,
+        failed: Global___VersionStatistics.Stage | None = ...,
+        cancelled: Global___VersionStatistics.Stage | None = ...,
+        queue: Global___VersionStatistics.Stage | None = ...,
+        decode: Global___VersionStatistics.Stage | None = ...,
+        infer: Global___VersionStatistics.Stage | None = ...,
+        encode: Global___VersionStatistics.Stage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "decode", b"decode", "encode", b"encode", "failed", b"failed", "infer", b"infer", "queue", b"queue", "succeeded", b"succeeded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "decode", b"decode", "encode", b"encode", "failed", b"failed", "images", b"images", "infer", b"infer", "pending", b"pending", "queue", b"queue", "runs", b"runs", "succeeded", b"succeeded", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionStatistics: _TypeAlias = VersionStatistics  # noqa: Y015

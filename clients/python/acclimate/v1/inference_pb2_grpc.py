@@ -45,6 +45,11 @@ class InferenceServiceStub:
                 request_serializer=acclimate_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_inference__pb2.PredictStreamResponse.FromString,
                 _registered_method=True)
+        self.ListVersionStatistics = channel.unary_unary(
+                '/acclimate.v1.InferenceService/ListVersionStatistics',
+                request_serializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.SerializeToString,
+                response_deserializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -64,6 +69,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersionStatistics(self, request, context):
+        """What this server was asked of a model's versions since it started, and where the time went.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.PredictStream,
                     request_deserializer=acclimate_dot_v1_dot_inference__pb2.PredictRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_inference__pb2.PredictStreamResponse.SerializeToString,
+            ),
+            'ListVersionStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersionStatistics,
+                    request_deserializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.FromString,
+                    response_serializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class InferenceService:
             '/acclimate.v1.InferenceService/PredictStream',
             acclimate_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
             acclimate_dot_v1_dot_inference__pb2.PredictStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersionStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.InferenceService/ListVersionStatistics',
+            acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.SerializeToString,
+            acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

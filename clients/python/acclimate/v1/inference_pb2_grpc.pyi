@@ -36,6 +36,8 @@ class InferenceServiceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]
     PredictStream: _grpc.StreamStreamMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictStreamResponse]
     """Any number of requests on one stream; answers come in the order of the requests."""
+    ListVersionStatistics: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListVersionStatisticsRequest, _inference_pb2.ListVersionStatisticsResponse]
+    """What this server was asked of a model's versions since it started, and where the time went."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -45,6 +47,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
     PredictStream: _aio.StreamStreamMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Any number of requests on one stream; answers come in the order of the requests."""
+    ListVersionStatistics: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListVersionStatisticsRequest, _inference_pb2.ListVersionStatisticsResponse]  # type: ignore[assignment]
+    """What this server was asked of a model's versions since it started, and where the time went."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """InferenceService answers with the exact version that answered."""
@@ -63,5 +67,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.PredictStreamResponse], _abc.AsyncIterator[_inference_pb2.PredictStreamResponse]]:
         """Any number of requests on one stream; answers come in the order of the requests."""
+
+    @_abc_1.abstractmethod
+    def ListVersionStatistics(
+        self,
+        request: _inference_pb2.ListVersionStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ListVersionStatisticsResponse, _abc.Awaitable[_inference_pb2.ListVersionStatisticsResponse]]:
+        """What this server was asked of a model's versions since it started, and where the time went."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
