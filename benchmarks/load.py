@@ -54,8 +54,11 @@ def call(port: int, method: str, request: bytes) -> Call:
     return Call(port=port, method=method, request=request, answer=answer)
 
 
-def h2load(to: Call, *, clients: int, requests: int) -> Load:
+def h2load(to: Call, *, clients: int, requests: int, rate: float | None = None) -> Load:
     """Send *requests*, one at a time from each of so many *clients*, and wait for all.
+
+    As fast as they are answered; or so many a second in all as *rate* says, rounded to
+    what each client can send evenly.
 
     Raises:
         RuntimeError: h2load is not installed, or an answer is missing or of another size.
@@ -66,9 +69,11 @@ def h2load(to: Call, *, clients: int, requests: int) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(struct.pack(">?I", False, len(to.request)) + to.request)
-        headers = [word for header in HEADERS for word in ("-H", header)]
+        words = [word for header in HEADERS for word in ("-H", header)]
+        if rate is not None:
+            words += ["--rps", str(max(round(rate / clients), 1))]
         ran = subprocess.run(
-            [program, "-t", "1", "-m", "1", "-c", str(clients), "-n", str(requests), *headers,
+            [program, "-t", "1", "-m", "1", "-c", str(clients), "-n", str(requests), *words,
              "-d", str(body), f"--log-file={log}", f"http://127.0.0.1:{to.port}{to.method}"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip

@@ -17,12 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
 from acclimate import Client, JobState, Preprocessing, WeightsSource
+from acclimate_service.config import ServeSettings
+from acclimate_service.domain import job as domain_job
 from acclimate_service.domain import model as domain
+from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
+from acclimate_service.domain.names import ModelName, VersionName
 from acclimate_service.imaging import decode_prepared
+from acclimate_service.store import NewVersion, Store, open_store
 
 MODEL = "lite0"
 SIZE = 224  # pixels a side
@@ -105,6 +111,69 @@ def register(home: Path, *, size: int = SIZE) -> None:
         assert job is not None
         if job.wait(timeout=300).state is not JobState.SUCCEEDED:
             raise RuntimeError(f"the registration ended {job.state}: {job.snapshot}")
+
+
+def add_versions(home: Path, count: int) -> list[str]:
+    """So many further versions of the model in *home*; their full names.
+
+    The first one's file with the classes turned by another step each, so that a version
+    can be told by its answer. Written by a job's end, as a worker writes them.
+    """
+    settings = ServeSettings(home=home)
+    store = open_store(settings.store_url(), settings.blob_root())
+    try:
+        first = store.registry.get_version(VersionName(MODEL, "1"))
+        whole = onnx.load_model_from_string(store.blobs.get(first.manifest.artifacts.onnx))
+        names = []
+        for step in range(1, count + 1):
+            content = _turned(whole, step).SerializeToString()
+            artifacts = first.manifest.artifacts.model_copy(
+                update={"onnx": store.blobs.put(content), "onnx_bytes": len(content)}
+            )
+            names.append(str(_version(store, first.manifest, artifacts)))
+        return names
+    finally:
+        store.close()
+
+
+def _turned(whole: onnx.ModelProto, step: int) -> onnx.ModelProto:
+    """A copy whose class *n* answers what class *n - step* did."""
+    turned = onnx.ModelProto()
+    turned.CopyFrom(whole)
+    for slot in turned.graph.initializer:
+        if slot.name in ("network.model.classifier.weight", "network.model.classifier.bias"):
+            rows = np.roll(onnx.numpy_helper.to_array(slot), step, axis=0)
+            slot.CopyFrom(onnx.numpy_helper.from_array(rows, slot.name))
+    return turned
+
+
+def _version(store: Store, like: domain.Manifest, artifacts: domain.Artifacts) -> VersionName:
+    draft = JobDraft(
+        kind=JobKind.REGISTER,
+        model=ModelName(MODEL),
+        source=None,
+        target=None,
+        incumbent=None,
+        spec=JobSpec(),
+    )
+    job = store.jobs.enqueue(draft, request_id="")
+    claimed = store.jobs.claim("a benchmark", lease_seconds=60, max_attempts=1)
+    assert claimed is not None
+    assert claimed[0].name == job.name
+
+    def manifest(name: VersionName) -> domain.Manifest:
+        return like.model_copy(
+            update={"version": str(name), "job": str(job.name), "artifacts": artifacts}
+        )
+
+    made = store.jobs.finish(
+        claimed[1],
+        state=domain_job.JobState.SUCCEEDED,
+        summary={},
+        version=NewVersion(parent=None, origin=domain.Origin.REGISTERED, manifest=manifest),
+    )
+    assert made.version is not None
+    return made.version
 
 
 def jpeg() -> bytes:

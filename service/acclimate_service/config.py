@@ -41,7 +41,9 @@ class ServeSettings(Settings):
     metrics_port: int | None = None  # Prometheus; None: off
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    intra_op: int = pydantic.Field(default=1, ge=1)
+    # On a CPU, what the threads do: each an image of its own, or all the same one, which
+    # answers a lone request sooner and many together later.
+    prefer: Literal["throughput", "latency"] = "throughput"
     queue: int = pydantic.Field(default=512, ge=1)  # predictions waiting, over all versions
     resident_versions: int = pydantic.Field(default=8, ge=1)
     max_message_mib: int = pydantic.Field(default=64, ge=4)

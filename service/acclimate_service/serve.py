@@ -28,7 +28,7 @@ from acclimate_service.domain.errors import ServiceError
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
-from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.pool import LOADER_NICE, Pool
 from acclimate_service.inference.probe import probe
 from acclimate_service.rpc.job_metrics import JobCollector
 from acclimate_service.rpc.server import Limits, Server
@@ -77,7 +77,12 @@ async def _serve(settings: ServeSettings) -> int:
         room=settings.queue,
         batching=None if execution.provider == "cpu" else Batching(),
     )
-    pool: Pool[ModelVersion] = Pool(batcher, capacity=settings.resident_versions)
+    pool: Pool[ModelVersion] = Pool(
+        batcher,
+        capacity=settings.resident_versions,
+        # Threads that a session makes have the priority of the one that loads it.
+        nice=LOADER_NICE if execution.intra_op == 1 else 0,
+    )
     store = open_store(settings.store_url(), settings.blob_root())
     tidying = threading.Thread(target=_reconcile, args=(store,), name="reconcile", daemon=True)
     server = Server(
@@ -132,7 +137,9 @@ def _warn_of_open_door(settings: ServeSettings) -> None:
 def _execution(settings: ServeSettings) -> Execution:
     if settings.provider != "cpu":
         return Execution.for_gpu(tensorrt=settings.provider == "tensorrt")
-    return Execution(threads=settings.threads, intra_op=settings.intra_op)
+    if settings.prefer == "latency":
+        return Execution.for_latency(settings.threads)
+    return Execution.for_throughput(settings.threads)
 
 
 def _limits(settings: ServeSettings) -> Limits:

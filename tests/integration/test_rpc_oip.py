@@ -173,6 +173,10 @@ REFUSED: dict[str, tuple[pb.ModelInferRequest, str]] = {
         ),
         "INPUT_MISMATCH",
     ),
+    "no such priority": (
+        raw("refused", parameters={"priority": pb.InferParameter(uint64_param=9)}),
+        "INVALID_SPEC",
+    ),
     "no image file": (
         pb.ModelInferRequest(
             model_name="refused",
@@ -399,7 +403,8 @@ pixels = np.zeros((2, size, size, 3), np.uint8)
 pixels[0, ..., 0] = pixels[1, ..., 2] = 250
 image = triton.InferInput("images", pixels.shape, "UINT8")
 image.set_data_from_numpy(pixels)
-result = client.infer("triton", [image])
+result = client.infer("triton", [image], priority=1, timeout=10_000_000, request_id="7")
+assert result.get_response().id == "7"
 best = result.as_numpy("probabilities").argmax(axis=1).tolist()
 named = client.infer(
     "triton", [image], outputs=[triton.InferRequestedOutput("probabilities", class_count=1)]

@@ -196,6 +196,27 @@ def test_metrics_are_told_at_their_own_port(tmp_path: Path) -> None:
     assert 'acclimate_rpc_total{code="OK",method="/grpc.health.v1.Health/Check"} 1.0' in text
 
 
+def test_for_latency_all_cores_work_on_one_image_and_none_of_them_steps_back(
+    tmp_path: Path,
+) -> None:
+    store = fresh_store(tmp_path)
+    name = model(store, "lone")
+    store.registry.set_alias(AliasName("lone", "production"), version(store, name, classifier()))
+    store.close()
+
+    def steps_back(prefer: str) -> set[int]:
+        """How far the threads of a server step back."""
+        with serving(tmp_path, prefer=prefer, threads=4) as process:
+            with grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel:
+                predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict
+                predict(ask(name, plain((0, 250, 0))), timeout=10)
+            stats = Path(f"/proc/{process.pid}/task").glob("*/stat")
+            return {int(stat.read_text().rpartition(")")[2].split()[16]) for stat in stats}
+
+    assert steps_back("throughput") == {0, 10}  # the thread that loads
+    assert steps_back("latency") == {0}  # else its session's own threads would as well
+
+
 def test_streams_that_only_wait_do_not_hold_up_the_end(tmp_path: Path) -> None:
     store = fresh_store(tmp_path)
     name = model(store, "waited", labels=())

@@ -1,16 +1,17 @@
 """Runs classifiers beside the event loop: a bounded queue before a few threads.
 
-On a CPU every request runs on its own as soon as a thread is free, and a request of
-many images is spread over the threads. On a GPU (``batching``) requests that wait are
-run together.
+The queue is in order of priority, and among equals in order of arrival. On a CPU every
+request runs on its own as soon as a thread is free, and a request of many images is
+spread over the threads. On a GPU (``batching``) requests that wait are run together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from acclimate_service.inference.classifier import (
 )
 from acclimate_service.inference.encoded import Encoded
 
+URGENT, ORDINARY, PATIENT = PRIORITIES = (1, 2, 3)  # as Triton counts: 1 goes first
 SMOOTHING = 0.1  # weight of the newest run in the running mean of seconds an image
 
 
@@ -62,6 +64,7 @@ class _Work:
     images: Pixels | Encoded
     outputs: tuple[str, ...]
     deadline: float | None
+    priority: int
     submitted: int  # perf_counter_ns
     future: Future[Answer] = field(default_factory=Future)
 
@@ -86,7 +89,8 @@ class Batcher:
         self._clock = clock
         self._inside = 0  # images; touched on the event loop only
         self._seconds = 0.0  # running mean of a thread's seconds an image
-        self._queue: deque[_Work] = deque()
+        self._queue: list[tuple[int, int, _Work]] = []  # a heap: priority, number
+        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
         self._decoders = (
@@ -117,10 +121,12 @@ class Batcher:
         outputs: Sequence[str] = ("probabilities",),
         *,
         deadline: float | None = None,
+        priority: int = ORDINARY,
     ) -> Answer:
         """Run *images* through *classifier* on one of the threads.
 
-        Cancelled, it takes what has not begun out of the queue.
+        What is more urgent (a smaller *priority*) goes first; what runs already is not
+        interrupted. Cancelled, it takes what has not begun out of the queue.
 
         Raises:
             InputMismatch: the images are not what the classifier takes.
@@ -134,7 +140,7 @@ class Batcher:
         self._admit(count, deadline)
         self._inside += count
         try:
-            return await self._run(classifier, images, outputs, deadline)
+            return await self._run(classifier, images, outputs, deadline, priority)
         finally:
             self._inside -= count
 
@@ -175,6 +181,7 @@ class Batcher:
         images: Pixels | Encoded,
         outputs: tuple[str, ...],
         deadline: float | None,
+        priority: int,
     ) -> Answer:
         submitted = time.perf_counter_ns()
         decoded = 0
@@ -187,12 +194,14 @@ class Batcher:
                 images=images[start:stop],
                 outputs=outputs,
                 deadline=deadline,
+                priority=priority,
                 submitted=submitted + decoded,
             )
             for start, stop in self._parts(len(images))
         ]
         with self._changed:
-            self._queue.extend(parts)
+            for part in parts:
+                heapq.heappush(self._queue, (part.priority, next(self._numbers), part))
             self._changed.notify(len(parts))
         try:
             answers = [await asyncio.wrap_future(part.future) for part in parts]
@@ -234,7 +243,7 @@ class Batcher:
         with self._changed:
             while True:
                 while self._queue:
-                    if self._begins(first := self._queue.popleft()):
+                    if self._begins(first := heapq.heappop(self._queue)[-1]):
                         return [first] if self._batching is None else self._gather(first)
                 if self._closed:
                     return []
@@ -255,16 +264,18 @@ class Batcher:
         batch, total = [first], len(first.images)
         until = self._clock() + self._batching.delay
         while True:
-            passed: list[_Work] = []
+            passed: list[tuple[int, int, _Work]] = []
             while self._queue and total < self._batching.images:
-                work = self._queue.popleft()
+                entry = heapq.heappop(self._queue)
+                work = entry[-1]
                 fits = total + len(work.images) <= self._batching.images
                 if work.classifier is not first.classifier or not fits:
-                    passed.append(work)
+                    passed.append(entry)
                 elif self._begins(work):
                     batch.append(work)
                     total += len(work.images)
-            self._queue.extendleft(reversed(passed))
+            for entry in passed:  # each to its old place
+                heapq.heappush(self._queue, entry)
             left = until - self._clock()
             if total >= self._batching.images or left <= 0 or self._closed:
                 if self._queue:

@@ -23,13 +23,14 @@ from typing import Generic, Self, TypeVar
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
 from acclimate_service.inference.answer import Answer
-from acclimate_service.inference.batcher import Batcher
+from acclimate_service.inference.batcher import ORDINARY, Batcher
 from acclimate_service.inference.classifier import Classifier, Pixels
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.inference.statistics import Tally, VersionStatistics
 
 T = TypeVar("T")
 
+LOADER_NICE = 10  # of the thread that loads
 REMEMBERED = 1000  # versions whose counts are kept after they were unloaded
 
 
@@ -90,6 +91,7 @@ class Handle(Generic[T]):
         outputs: Sequence[str] = ("probabilities",),
         *,
         deadline: float | None = None,
+        priority: int = ORDINARY,
     ) -> Answer:
         """Classify, and count it; see ``Batcher.submit`` for what is raised."""
         tally = self._held().tally
@@ -97,7 +99,7 @@ class Handle(Generic[T]):
         tally.began()
         try:
             answer = await self._pool.batcher.submit(
-                self.classifier, images, outputs, deadline=deadline
+                self.classifier, images, outputs, deadline=deadline, priority=priority
             )
         except asyncio.CancelledError:
             tally.cancelled(ns=time.perf_counter_ns() - started)
@@ -156,7 +158,7 @@ class Pool(Generic[T]):
         capacity: int = 8,
         spare: int = 1,
         warm: Sequence[int] | None = None,
-        nice: int = 10,
+        nice: int = LOADER_NICE,
     ) -> None:
         self.batcher = batcher
         self._capacity = capacity

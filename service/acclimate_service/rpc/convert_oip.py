@@ -21,9 +21,10 @@ from acclimate.oip import grpc_service_pb2 as pb
 from acclimate_service.domain.errors import InputMismatch, InvalidSpec
 from acclimate_service.domain.model import PRODUCTION, ModelVersion, Preprocessing
 from acclimate_service.domain.names import AliasName, VersionName, check_id
+from acclimate_service.inference.batcher import ORDINARY
 from acclimate_service.inference.classifier import INPUT, OUTPUTS, Pixels
 from acclimate_service.inference.encoded import Encoded
-from acclimate_service.rpc import fields
+from acclimate_service.rpc import convert_predictions, fields
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whole
 
 Parameters = Mapping[str, pb.InferParameter]
@@ -176,6 +177,20 @@ def timeout(request: pb.ModelInferRequest) -> float | None:
         return None
     microseconds = request.parameters["timeout"].int64_param
     return fields.count("parameters.timeout", microseconds, most=2**53) / 1e6 or None
+
+
+def priority(request: pb.ModelInferRequest) -> int:
+    """How urgent the request is: Triton's parameter ``priority``; 0 or none means ordinary.
+
+    Raises:
+        InvalidSpec: it is none of the levels.
+    """
+    if "priority" not in request.parameters:
+        return ORDINARY
+    given = request.parameters["priority"]
+    # Triton's own client sends an unsigned number, KServe's a signed one.
+    value = given.uint64_param or given.int64_param
+    return convert_predictions.priority("parameters.priority", value)
 
 
 def response(

@@ -14,6 +14,7 @@ from acclimate.v1 import inference_pb2 as pb
 from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceError
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
+from acclimate_service.inference.batcher import ORDINARY, PRIORITIES
 from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc import fields, status
 
@@ -31,6 +32,7 @@ class Question:
     model: str
     images: tuple[bytes, ...]  # encoded; empty if pixels came as a tensor
     outputs: tuple[str, ...]
+    priority: int
 
 
 def question(request: pb.PredictRequest) -> Question:
@@ -55,7 +57,17 @@ def question(request: pb.PredictRequest) -> Question:
         model=fields.text("model", request.model, limit=300, required=True),
         images=tuple(request.images),
         outputs=tuple(wanted),
+        priority=priority("priority", request.priority),
     )
+
+
+def priority(field: str, value: int) -> int:
+    """How urgent a request is; 0 means ordinary.
+
+    Raises:
+        InvalidSpec: it is none of the levels.
+    """
+    return fields.count(field, value, most=max(PRIORITIES)) or ORDINARY
 
 
 def pixels(tensor: pb.Tensor, size: int) -> Images:

@@ -79,7 +79,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 if question.images
                 else convert.pixels(request.tensor, preprocessing.size)
             )
-            answer = await handle.run(images, question.outputs, deadline=deadline)
+            answer = await handle.run(
+                images, question.outputs, deadline=deadline, priority=question.priority
+            )
             with handle.encoding():
                 return convert.response(request, handle.details, answer.outputs)
 

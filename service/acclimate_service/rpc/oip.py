@@ -143,6 +143,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         if patience is not None:
             own = time.monotonic() + patience
             deadline = own if deadline is None else min(own, deadline)
+        priority = convert.priority(request)
         asked = convert.wanted(request)
         name = convert.target(request.model_name, request.model_version)
         with await self._served.hold(name) as handle:
@@ -154,7 +155,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
                 else await self._lane.run(convert.images, request, preprocessing)
             )
             outputs = [output.name for output in asked]
-            answer = await handle.run(images, outputs, deadline=deadline)
+            answer = await handle.run(images, outputs, deadline=deadline, priority=priority)
             with handle.encoding():
                 return convert.response(request, handle.details, asked, answer.outputs)
 

@@ -145,6 +145,27 @@ def test_a_request_larger_than_the_room_is_taken_when_it_is_alone() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("batching", [None, Batching(images=2, delay=0, buckets=(1, 2))])
+def test_what_is_more_urgent_goes_first_and_equals_in_their_order(
+    batching: Batching | None,
+) -> None:
+    async def test() -> None:
+        gate, batcher = Gate(), Batcher(threads=1, batching=batching)
+        tasks = [asyncio.create_task(batcher.submit(gate, image(100)))]
+        await until(lambda: gate.runs)
+        for value, priority in ((30, 3), (20, 2), (10, 1), (21, 2), (11, 1), (31, 3)):
+            work = batcher.submit(gate, image(value), priority=priority)
+            tasks.append(asyncio.create_task(work))
+        await until(lambda: batcher.inside == 7)
+        gate.through.set()
+        await asyncio.gather(*tasks)
+        ran = [value for run in gate.runs[1:] for value in run]
+        assert ran == [10, 11, 20, 21, 30, 31]
+        await batcher.close()
+
+    run(test)
+
+
 def test_cancelled_work_is_not_run_and_frees_its_room() -> None:
     async def test() -> None:
         gate, batcher = Gate(), Batcher(threads=1, room=3)

@@ -30,6 +30,7 @@ class PredictRequest(_message.Message):
     LOGITS_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """models/{model}/aliases/{alias}, models/{model}/versions/{version}, or models/{model}
     for its alias "production".
@@ -44,6 +45,8 @@ class PredictRequest(_message.Message):
     """Also return the pooled features."""
     id: _builtins.str
     """Comes back with the answer; tells answers of a stream apart."""
+    priority: _builtins.int
+    """1 goes before 2, the default, and 2 before 3, while requests wait."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded images (JPEG, PNG, WebP). Give these or tensor."""
@@ -63,10 +66,11 @@ class PredictRequest(_message.Message):
         logits: _builtins.bool = ...,
         embeddings: _builtins.bool = ...,
         id: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "probabilities", b"probabilities", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "priority", b"priority", "probabilities", b"probabilities", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
