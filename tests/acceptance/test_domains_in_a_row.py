@@ -77,10 +77,8 @@ def test_the_second_domain_is_kept_while_the_third_is_learnt_and_the_trunk_is_co
         )
         adapted(client, "mnist")
         adapted(client, "uci")
-        last = adapted(client, "night")
+        verdict = json.loads(adapted(client, "night").report("json"))["verdict"]
 
-    told = json.loads(last.report("json"))
-    verdict = told["verdict"]
     judged = {(one["role"], one["name"]) for one in verdict["measurements"]["sets"]}
     assert judged >= {("source", "domains/mnist"), ("earlier", "domains/uci")}
     transfer = verdict["measurements"]["backward_transfer"]

@@ -56,7 +56,7 @@ class Epoch:
     source_nll: float | None = None
 
 
-LEARNED = 0.95  # train accuracy from which a network counts as able to fit the images
+LEARNED = 0.95  # accuracy from which a network counts as able to fit the images
 GAP = 0.15  # between train and select accuracy
 NLL_RISE = 0.1  # nats above the lowest select loss
 
@@ -85,7 +85,9 @@ def overfitting(history: Sequence[Epoch]) -> Finding | None:
 
 
 def underfitting(history: Sequence[Epoch], *, ceiling: float | None) -> Finding | None:
-    """A plateau: the images seen are not fitted, and select is no better than head-only's.
+    """A plateau: neither seen nor held-out images are answered, and these no better than head-only.
+
+    Select images that are answered show that only the augmented views are hard.
 
     Args:
         ceiling: select accuracy of the head alone; None while probing, when being
@@ -95,7 +97,9 @@ def underfitting(history: Sequence[Epoch], *, ceiling: float | None) -> Finding 
         return None
     last = history[-1]
     reached = max((e.select_accuracy for e in history if e.select_accuracy is not None), default=0)
-    if last.train_accuracy >= LEARNED or (ceiling is not None and reached > ceiling):
+    if max(last.train_accuracy, reached) >= LEARNED:
+        return None
+    if ceiling is not None and reached > ceiling:
         return None
     half = history[len(history) // 2]
     if last.train_accuracy - half.train_accuracy > 0.05:

@@ -26,6 +26,7 @@ from acclimate_service.training.trunk import Trunk
 
 SURE = 0.8  # a chance above which more certainty is worth no gain
 TIE = 0.002  # of accuracy: not worth a longer step
+NLL_TIE = 0.01  # nats, likewise
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -201,17 +202,22 @@ def merit(point: Point, tolerance: Tolerance) -> float:
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     """The point of the curve to take, and why. Pure; the curve begins at the incumbent.
 
-    Of points that are as good within ``TIE``, the one nearest to the incumbent.
+    The incumbent, if nothing gains ``TIE`` over it. Of points that less than half an image
+    tells apart, those with the lowest target loss, within ``NLL_TIE``; of these the one
+    nearest to the incumbent. Accuracy on a hundred images is too coarse an answer to stop
+    at: where it is full, the loss still says how far to go.
     """
     if curve[0].target is None:
         within = [p for p in curve if _permitted(p, tolerance)]
         alpha = max(p.alpha for p in within)
         return alpha, "no target-select images tell what is gained: the longest cautious step"
     merits = [merit(point, tolerance) for point in curve]
-    best = next(p for p, m in zip(curve, merits, strict=True) if m >= max(merits) - TIE)
-    assert best.target is not None
-    if best.alpha == 0:
+    if max(merits) - merits[0] <= TIE:
         return 0.0, "no step promises a gain that the guard would let pass"
+    near = max(merits) - max(TIE, 0.5 / curve[0].target.images)
+    tied = [p for p, m in zip(curve[1:], merits[1:], strict=True) if m >= near]
+    lowest = min(p.target_nll for p in tied if p.target_nll is not None)
+    best = next(p for p in tied if p.target_nll is not None and p.target_nll <= lowest + NLL_TIE)
     reason = f"expected to gain {merit(best, tolerance):.1%} on the target"
     if best.source is None:
         limit = f"at most {tolerance.blind:.0%} of the way"

@@ -54,6 +54,10 @@ def test_underfitting_is_a_plateau_under_the_head_only_ceiling():
     assert "levelled off at 62.0%" in finding.evidence
 
 
+def test_views_that_are_harder_than_the_held_out_images_are_no_underfitting():
+    assert underfitting(epochs([0.8, 0.9, 0.91, 0.91], [0.97] * 4), ceiling=0.98) is None
+
+
 @pytest.mark.parametrize(
     ("train", "ceiling"),
     [

@@ -66,6 +66,13 @@ def test_equal_points_go_to_the_smaller_step():
     assert choose(curve, Tolerance())[0] == 0.5
 
 
+def test_where_no_image_tells_points_apart_the_loss_says_how_far_to_go():
+    gains = {0.0: 0.0, 0.4: 0.1, 0.6: 0.101, 0.8: 0.101, 1.0: 0.101}
+    losses = {0.0: 2.0, 0.4: 0.9, 0.6: 0.51, 0.8: 0.505, 1.0: 0.8}
+    curve = [dataclasses.replace(point(a, gain=gains[a]), target_nll=losses[a]) for a in gains]
+    assert choose(curve, Tolerance())[0] == 0.6
+
+
 def test_the_incumbent_stays_where_nothing_gains():
     curve = [point(0.0, gain=0), point(0.5, gain=-0.01), point(1.0, gain=-0.1)]
     alpha, reason = choose(curve, Tolerance())
