@@ -194,18 +194,22 @@ def merit(point: Point, tolerance: Tolerance) -> float:
     chance of ``SURE`` counts as certain, or a large gain would be given away for a little
     of it.
     """
+    return gain(point) * _safety(point, tolerance)
+
+
+def _safety(point: Point, tolerance: Tolerance) -> float:
     if point.source is None:
-        return gain(point) if point.alpha <= tolerance.blind else 0.0
-    return gain(point) * min(1.0, tolerance.chance(point.source) / SURE)
+        return 1.0 if point.alpha <= tolerance.blind else 0.0
+    return min(1.0, tolerance.chance(point.source) / SURE)
 
 
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     """The point of the curve to take, and why. Pure; the curve begins at the incumbent.
 
     The incumbent, if nothing gains ``TIE`` over it. Of points that less than half an image
-    tells apart, those with the lowest target loss, within ``NLL_TIE``; of these the one
-    nearest to the incumbent. Accuracy on a hundred images is too coarse an answer to stop
-    at: where it is full, the loss still says how far to go.
+    tells apart and none less safe, those with the lowest target loss, within ``NLL_TIE``;
+    of these the one nearest to the incumbent. Accuracy on a hundred images is too coarse an
+    answer to stop at: where it is full, the loss still says how far to go.
     """
     if curve[0].target is None:
         within = [p for p in curve if _permitted(p, tolerance)]
@@ -215,7 +219,12 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     if max(merits) - merits[0] <= TIE:
         return 0.0, "no step promises a gain that the guard would let pass"
     near = max(merits) - max(TIE, 0.5 / curve[0].target.images)
-    tied = [p for p, m in zip(curve[1:], merits[1:], strict=True) if m >= near]
+    safety = _safety(curve[merits.index(max(merits))], tolerance)
+    tied = [
+        p
+        for p, m in zip(curve[1:], merits[1:], strict=True)
+        if m >= near and _safety(p, tolerance) >= safety
+    ]
     lowest = min(p.target_nll for p in tied if p.target_nll is not None)
     best = next(p for p in tied if p.target_nll is not None and p.target_nll <= lowest + NLL_TIE)
     reason = f"expected to gain {merit(best, tolerance):.1%} on the target"

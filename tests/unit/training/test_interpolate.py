@@ -73,6 +73,13 @@ def test_where_no_image_tells_points_apart_the_loss_says_how_far_to_go():
     assert choose(curve, Tolerance())[0] == 0.6
 
 
+def test_a_small_safe_gain_is_not_given_for_a_lower_loss_that_costs_the_source():
+    near = dataclasses.replace(point(0.1, gain=0.004), target_nll=1.9)
+    far = dataclasses.replace(point(1.0, gain=0.9, drop=0.5, nll_rise=5.0), target_nll=0.1)
+    curve = [dataclasses.replace(point(0.0, gain=0), target_nll=2.0), near, far]
+    assert choose(curve, Tolerance())[0] == 0.1
+
+
 def test_the_incumbent_stays_where_nothing_gains():
     curve = [point(0.0, gain=0), point(0.5, gain=-0.01), point(1.0, gain=-0.1)]
     alpha, reason = choose(curve, Tolerance())
