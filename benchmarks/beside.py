@@ -31,6 +31,7 @@ from acclimate import Client, Job, Preprocessing, Role
 from acclimate.demo import digits
 from acclimate.resources import EventKind
 from acclimate.v1 import inference_pb2
+from acclimate_service.worker.turns import WINDOW_SECONDS
 
 PREDICT = "/acclimate.v1.InferenceService/Predict"
 CLIENTS = 8
@@ -141,6 +142,9 @@ def walk(given: argparse.Namespace, home: Path) -> dict[str, Any]:
             _, alone = training.beside(lambda: time.sleep(given.seconds))
             loaded, shared = training.beside(predict)
             with strangers(given.strangers):
+                # Long enough for the worker to notice that its trainer gets no turns, and
+                # for the next one to come as far.
+                time.sleep(2 * WINDOW_SECONDS)
                 _, crowded = training.beside(lambda: time.sleep(given.seconds))
             training.end()
         usual.append(predict())

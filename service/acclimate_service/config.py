@@ -64,4 +64,6 @@ class WorkSettings(Settings):
     stall_seconds: float = pydantic.Field(default=600.0, gt=0)  # no sign of life: killed
     max_attempts: int = pydantic.Field(default=3, ge=1)
     cache_gib: float = pydantic.Field(default=4.0, gt=0)  # trunk activations in memory and on disk
-    idle_priority: bool = True  # train only with what serving leaves (Linux SCHED_IDLE)
+    # Train on a CPU with what serving leaves (Linux SCHED_IDLE); where that is next to
+    # nothing for half a minute, at nice 10.
+    idle_priority: bool = True

@@ -29,12 +29,16 @@ def run(settings: WorkSettings, stop: threading.Event) -> None:
         device=settings.device,
         threads=settings.threads,
         cache_bytes=int(settings.cache_gib * 2**30),
-        idle_priority=settings.idle_priority,
+        priority="idle" if settings.idle_priority else "usual",
     )
+
+    def spawn(starved: bool) -> ChildTrainer:
+        return ChildTrainer(workplace.model_copy(update={"priority": "low"} if starved else {}))
+
     loop = Loop(
         store.jobs,
         worker=worker,
-        spawn=lambda: ChildTrainer(workplace),
+        spawn=spawn,
         lease_seconds=settings.lease_seconds,
         poll_seconds=settings.poll_seconds,
         stall_seconds=settings.stall_seconds,

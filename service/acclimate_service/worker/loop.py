@@ -40,6 +40,9 @@ class Trainer(Protocol):
     def silence(self) -> float:
         """Seconds since its last sign of life."""
 
+    def starving(self) -> bool:
+        """Whether it steps back for others and, over a while, was not let through."""
+
     def gave_up(self) -> bool:
         """Whether it ended because the store was out of reach: not the job's fault."""
 
@@ -51,14 +54,18 @@ class Trainer(Protocol):
 
 
 class Loop:
-    """One worker: at most one job, and one trainer at work, at any time."""
+    """One worker: at most one job, and one trainer at work, at any time.
+
+    *spawn* starts a trainer; it is told whether the last one starved, and this one
+    should not step back as far.
+    """
 
     def __init__(
         self,
         jobs: Jobs,
         *,
         worker: str,
-        spawn: Callable[[], Trainer],
+        spawn: Callable[[bool], Trainer],
         lease_seconds: float,
         poll_seconds: float,
         stall_seconds: float,
@@ -76,13 +83,13 @@ class Loop:
 
     def run(self, stop: threading.Event) -> None:
         """Work until *stop* is set; a job in hand then goes back to the queue."""
-        trainer = self._spawn()
+        trainer = self._spawn(False)
         try:
             while not stop.is_set():
                 if not trainer.alive():
                     log.error("trainer did not start", why=trainer.last_words())
                     stop.wait(self._poll_seconds * 4)
-                    trainer = self._spawn()
+                    trainer = self._spawn(False)
                     continue
                 # No claim before it is ready: a device that is not there costs no attempt.
                 claimed = self._claim() if trainer.ready() else None
@@ -92,11 +99,11 @@ class Loop:
                 job, lease = claimed
                 log.info("job claimed", job=str(job.name), attempt=lease.attempt)
                 try:
-                    self._attend(lease, trainer, stop)
+                    starved = self._attend(lease, trainer, stop)
                 finally:
                     trainer.kill()
                 if not stop.is_set():
-                    trainer = self._spawn()
+                    trainer = self._spawn(starved)
         finally:
             trainer.kill()
 
@@ -109,8 +116,12 @@ class Loop:
             log.warning("store unavailable", error=str(error))
             return None
 
-    def _attend(self, lease: Lease, trainer: Trainer, stop: threading.Event) -> None:
-        """Keep the lease while *trainer* works; see the job to an end or back to the queue."""
+    def _attend(self, lease: Lease, trainer: Trainer, stop: threading.Event) -> bool:
+        """Keep the lease while *trainer* works; see the job to an end or back to the queue.
+
+        Returns:
+            Whether the job went back because the trainer got no turns.
+        """
         trainer.start(lease)
         beat_every = self._lease_seconds / HEARTBEATS
         renewed = tried = self._clock()
@@ -118,12 +129,18 @@ class Loop:
             if stop.wait(min(self._poll_seconds, beat_every)):
                 trainer.kill()
                 self._settle(lease, "it stops", spent=False)
-                return
+                return False
             now = self._clock()
-            if trainer.silence() > self._stall_seconds:
+            starved = trainer.starving()
+            if starved or trainer.silence() > self._stall_seconds:
                 trainer.kill()
-                self._settle(lease, f"no sign of life for {self._stall_seconds:g} s")
-                return
+                why = (
+                    "it got no turns"
+                    if starved
+                    else f"no sign of life for {self._stall_seconds:g} s"
+                )
+                self._settle(lease, why, spent=not starved)  # a full machine is not the job's fault
+                return starved
             if now - tried >= min(beat_every, self._poll_seconds * 2):
                 tried = now
                 try:
@@ -131,7 +148,7 @@ class Loop:
                 except LeaseLost:
                     trainer.kill()
                     log.info("job left", job=str(lease.job))
-                    return
+                    return False
                 except StoreUnavailable as error:
                     log.warning("heartbeat missed", job=str(lease.job), error=str(error))
                 else:
@@ -139,12 +156,13 @@ class Loop:
                     if job.cancel_requested:
                         trainer.kill()
                         self._cancel(lease)
-                        return
+                        return False
             if now - renewed > KILL_AT * self._lease_seconds:
                 trainer.kill()
                 log.error("store out of reach: trainer ended", job=str(lease.job))
-                return
+                return False
         self._settle(lease, trainer.last_words(), spent=not trainer.gave_up())
+        return False
 
     def _cancel(self, lease: Lease) -> None:
         try:

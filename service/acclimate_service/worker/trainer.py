@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 import structlog
@@ -30,11 +31,16 @@ import structlog
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import Lease
 from acclimate_service.domain.names import JobName
+from acclimate_service.worker.turns import Watch, turns_of
 
 log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS = 40  # lines of the child's standard error that are kept
+
+
+# idle: only what nothing else wants. low: a twentieth of a core that others want too.
+Priority = Literal["idle", "low", "usual"]
 
 
 class Workplace(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -46,7 +52,7 @@ class Workplace(pydantic.BaseModel, frozen=True, extra="forbid"):
     device: str  # "auto", "cpu", "cuda", "cuda:1"
     threads: int
     cache_bytes: int
-    idle_priority: bool
+    priority: Priority
 
 
 class ChildTrainer:
@@ -68,6 +74,7 @@ class ChildTrainer:
             self._child.stdin.flush()
         self._heard = time.monotonic()
         self._ready = False
+        self._turns = Watch() if workplace.priority == "idle" else None
         self._printed: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
         threading.Thread(target=self._listen, daemon=True).start()
         self._stderr = threading.Thread(target=self._read_errors, daemon=True)
@@ -93,6 +100,12 @@ class ChildTrainer:
     def silence(self) -> float:
         """Seconds since the last sign of life."""
         return time.monotonic() - self._heard
+
+    def starving(self) -> bool:
+        """Whether it stands back and, over a while, was not let through."""
+        if self._turns is None:
+            return False
+        return self._turns.starving(time.monotonic(), turns_of(self._child.pid))
 
     def gave_up(self) -> bool:
         """Whether it ended because the store was out of reach: not the job's fault."""
@@ -150,8 +163,8 @@ def main() -> None:
         return  # the parent ended before there was a job
     given = json.loads(line)
     lease = Lease(job=JobName(given["job"]), worker=given["worker"], attempt=given["attempt"])
-    if workplace.idle_priority and device.type == "cpu":
-        _yield_to_serving()
+    if device.type == "cpu":
+        _step_back(workplace.priority)
     with _device_lock(workplace.home if device.type == "cpu" else None, str(device)):
         try:
             run_job(
@@ -186,8 +199,19 @@ def _die_with(parent: int) -> None:
         sys.exit(1)
 
 
-def _yield_to_serving() -> None:
-    """Run only when nothing else wants the processor (Linux SCHED_IDLE), training's threads too."""
+def _step_back(priority: Priority) -> None:
+    """Leave the processor to serving, training's threads too, which inherit this.
+
+    SCHED_IDLE is left at once when anything else wakes, so requests notice nothing
+    (measured: benchmarks/beside.py). But on a machine full of other work it gets next to
+    no turns, and without a right to do so nothing can leave it again: whoever watches
+    this process then starts another one at nice 10.
+    """
+    if priority == "usual":
+        return
+    if priority == "low":
+        os.nice(10)
+        return
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except PermissionError:

@@ -1,0 +1,135 @@
+"""A trainer that steps back and gets no turns is noticed; one that has nothing to do is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from acclimate_service.domain.job import Lease
+from acclimate_service.domain.names import JobName
+from acclimate_service.worker.loop import Loop
+from acclimate_service.worker.turns import WINDOW_SECONDS, Turns, Watch, turns_of
+
+
+def watched(share: float, wanted: float, *, seconds: float = 2 * WINDOW_SECONDS) -> list[bool]:
+    """What a watch says each second of a process that wants *wanted* and gets *share* of it."""
+    watch, said = Watch(), []
+    for second in range(int(seconds) + 1):
+        total = second * 1e9 * wanted
+        turns = Turns(ran=int(total * share), waited=int(total * (1 - share)))
+        said.append(watch.starving(second, turns))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted", "starving"),
+    [
+        (0.0, 1.0, True),
+        (0.01, 1.0, True),
+        (0.01, 4.0, True),  # four threads
+        (0.1, 1.0, False),  # slow, but it goes on
+        (1.0, 1.0, False),
+        (0.0, 0.3, False),  # mostly waiting for something else
+        (0.0, 0.0, False),
+    ],
+)
+def test_who_wants_to_run_and_does_not_is_starving(
+    share: float, wanted: float, starving: bool
+) -> None:
+    said = watched(share, wanted)
+    assert not any(said[: int(WINDOW_SECONDS)])
+    assert said[-1] is starving
+
+
+def test_one_bad_window_is_enough_and_good_times_before_it_do_not_count() -> None:
+    watch = Watch()
+    for second in range(100):
+        watch.starving(second, Turns(ran=second * 10**9, waited=0))
+    stuck = Turns(ran=99 * 10**9, waited=0)
+    later = [
+        watch.starving(100 + n, Turns(ran=stuck.ran, waited=(n + 1) * 10**9)) for n in range(40)
+    ]
+    assert later[-1]
+    assert not later[5]
+
+
+def test_a_kernel_that_does_not_tell_is_no_famine() -> None:
+    assert not Watch().starving(0, None)
+    assert turns_of(2**30) is None
+
+
+def test_the_turns_of_a_real_process_are_told() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            until = time.monotonic() + 20
+            turns = None
+            while time.monotonic() < until and not (turns and turns.ran > 50_000_000):
+                time.sleep(0.05)
+                turns = turns_of(process.pid)
+            assert turns is not None
+            assert turns.ran > 50_000_000
+        finally:
+            process.kill()
+    assert turns_of(os.getpid()) is not None
+
+
+class Puppet:
+    """A trainer that does what its test says, and a job for it."""
+
+    def __init__(self, starving: bool) -> None:
+        self._starving = starving
+        self.killed = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers = {"ready": True, "start": None, "silence": 0.0, "gave_up": False, "last_words": ""}
+        return lambda *_: answers[name]
+
+    def alive(self) -> bool:
+        return not self.killed
+
+    def starving(self) -> bool:
+        return self._starving
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_a_starving_trainer_is_followed_by_one_that_steps_back_less_at_no_cost_to_the_job() -> None:
+    stop, job = threading.Event(), JobName("j")
+    asked: list[bool] = []
+    released: list[tuple[JobName, bool, str]] = []
+
+    class Jobs:
+        def claim(self, *_: object, **__: object) -> Any:
+            if len(asked) > 1:
+                stop.set()
+                return None
+            claimed: Any = type("Claimed", (), {"name": job})()
+            return claimed, Lease(job=job, worker="w", attempt=1)
+
+        def release(self, lease: Lease, *, spent: bool, why: str) -> None:
+            released.append((lease.job, spent, why))
+
+    def spawn(starved: bool) -> Any:
+        asked.append(starved)
+        return Puppet(starving=not starved)
+
+    jobs: Any = Jobs()
+    Loop(
+        jobs,
+        worker="w",
+        spawn=spawn,
+        lease_seconds=4,
+        poll_seconds=0.01,
+        stall_seconds=60,
+        max_attempts=3,
+    ).run(stop)
+    assert asked == [False, True]
+    assert released == [(job, False, "it got no turns")]
