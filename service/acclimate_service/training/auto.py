@@ -21,7 +21,7 @@ from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.diagnosis import Finding, forgetting, underfitting
 from acclimate_service.training.finetune import fill, tune
-from acclimate_service.training.interpolate import Blend, Tolerance, blend, unblended
+from acclimate_service.training.interpolate import ALPHAS, Blend, Tolerance, blend, unblended
 from acclimate_service.training.measure import Standing, stand
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
@@ -224,6 +224,9 @@ class _Engine:
             standing = stand(self.trunk, self.stock, boundary=probe.boundary, run=self.run)
             if not before:
                 return unblended(candidate, standing)
+        # Nothing was better than where it started: at the probe, whose line is known.
+        again = before and before[0].candidate.stages == () and candidate.best_epoch == 0
+        alphas = (before[0].blend.alpha,) if again and candidate.stages else ALPHAS
         return blend(
             self.network,
             candidate,
@@ -233,6 +236,7 @@ class _Engine:
             trunk=self.trunk,
             tolerance=self.tolerance,
             run=self.run,
+            alphas=alphas,
         )
 
     def _findings(

@@ -21,7 +21,7 @@ from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
 from acclimate_service.training.batchnorm import recalibrate
 from acclimate_service.training.candidate import Candidate, Effort
-from acclimate_service.training.dataset import PLAIN, Order, Step, Stock
+from acclimate_service.training.dataset import PLAIN, Listed, Order, Step, Stock
 from acclimate_service.training.diagnosis import (
     Epoch,
     Failure,
@@ -35,7 +35,7 @@ from acclimate_service.training.measure import SOFTNESS, Scores, answers, evalua
 from acclimate_service.training.network import Network
 from acclimate_service.training.objective import Objective
 from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
-from acclimate_service.training.run import Run, seed_of
+from acclimate_service.training.run import Run, numpy_rng, seed_of
 from acclimate_service.training.strategies import BatchNorm, Strategy
 from acclimate_service.training.trunk import Shown, Trunk
 
@@ -43,6 +43,7 @@ DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
 MAX_SHOCKS = 2
 PATIENCE = 5  # epochs without a better select score
+WATCHED = 256  # select images that tell one epoch from another; all of them weigh the trials
 
 Trouble = tuple[Failure, str]  # what made an epoch worthless, and its sign
 
@@ -113,6 +114,7 @@ class _Tuning:
         self.trained = strategy.trained(network)
         self.boundary = strategy.boundary(network)
         self.start = start
+        self.watched = _some(stock.select, seed=run.seed)
         teacher = copy.deepcopy(network).eval() if strategy.distil else None
         self.remembered: Tensor | None = None  # the incumbent's answers on replayed images
         self.epochs = max(1, round(effort.epochs * strategy.effort))
@@ -273,10 +275,10 @@ class _Tuning:
     # ── between epochs ───────────────────────────────────────────────────────
 
     def _select(self) -> Scores | None:
-        """How the network does on the select images, if there are any."""
-        if self.stock.select is None:
+        """How the network does on the watched select images, if there are any."""
+        if self.watched is None:
             return None
-        return evaluate(self.trunk, self.stock.select, boundary=self.boundary, run=self.run)
+        return evaluate(self.trunk, self.watched, boundary=self.boundary, run=self.run)
 
     def _measure(self) -> Scores | None:
         """Score the select images, complete the last line of the history, and tell it."""
@@ -368,3 +370,10 @@ def _score(scores: Scores | None) -> float | None:
     if scores is None:
         return None
     return (scores.accuracy + float(scores.soft(SOFTNESS).mean())) / 2
+
+
+def _some(select: Listed | None, *, seed: int) -> Listed | None:
+    """At most ``WATCHED`` of them, the same in every trial of a job."""
+    if select is None or len(select) <= WATCHED:
+        return select
+    return select.part(numpy_rng(seed, "watched").permutation(len(select))[:WATCHED])

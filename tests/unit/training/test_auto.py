@@ -122,6 +122,17 @@ def test_underfitting_is_named_and_answered_by_more_stages(monkeypatch):
     )
 
 
+def test_a_tail_that_finds_nothing_better_is_measured_at_the_probes_point_alone(monkeypatch):
+    stuck = dataclasses.replace(STRATEGIES["tail"], tail_rate=0.0, head_rate=0.0)
+    monkeypatch.setitem(STRATEGIES, "tail", stuck)
+    monkeypatch.setattr(trial, "GOOD_ENOUGH", 2.0)
+    outcome = run_engine()
+    head, tail = outcome.trials[:2]
+    assert tail.candidate.best_epoch == 0
+    assert {point.alpha for point in tail.blend.curve} == {0.0, head.blend.alpha}
+    assert outcome.trial is head
+
+
 def test_forgetting_that_costs_too_much_gain_is_answered_by_holding_harder(monkeypatch):
     reckless = dataclasses.replace(
         STRATEGIES["tail"], share=1.0, replay_share=0.0, tail_rate=2e-3, ema=0.0

@@ -8,6 +8,7 @@ from tests.unit.training import tiny
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training import finetune
 from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import MIN_STEPS, Listed
 from acclimate_service.training.diagnosis import Failure
@@ -205,6 +206,21 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else():
 def test_not_even_one_image_in_memory_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         tiny.learn("tail", net=starve(tiny.incumbent(), largest=0))
+
+
+def test_so_many_select_images_as_tell_epochs_apart_are_looked_at_between_them(monkeypatch):
+    pictures = tiny.Pictures([15] * 4, seed=4, dark=True)
+    looked = []
+
+    def looking(trunk, source, **more):
+        looked.append(source.contents)
+        return evaluate(trunk, source, **more)
+
+    monkeypatch.setattr(finetune, "evaluate", looking)
+    monkeypatch.setattr(finetune, "WATCHED", 20)
+    tiny.learn("tail", stock=tiny.target_stock(select=pictures))
+    assert {len(contents) for contents in looked} == {20}
+    assert len(set(looked)) == 1
 
 
 def test_learning_noise_by_heart_is_named_overfitting_and_stopped_early():
