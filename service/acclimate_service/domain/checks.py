@@ -241,16 +241,26 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
     )
 
 
-def label_noise(policy: GuardPolicy, share: float) -> Check:
-    """Whether the labels that the candidate learned from can be believed."""
-    limit = policy.label_suspects_limit
+def labels(policy: GuardPolicy, *, train: float, held_out: float) -> tuple[Check, Check]:
+    """Whether the labels learned from can be believed, and those judged by.
+
+    *train* and *held_out* are the shares that were screened as suspect. Wrong labels to
+    learn from are harm; wrong ones to judge by only leave it unknown.
+    """
+    return (
+        _believed("labels", "train", train, policy.label_suspects_limit, Decision.REJECT),
+        _believed("held-out labels", "verify", held_out, policy.label_suspects_limit, UNDECIDED),
+    )
+
+
+def _believed(name: str, split: str, share: float, limit: float, otherwise: Decision) -> Check:
     return _plain(
-        "labels",
-        Decision.ACCEPT if share <= limit else Decision.REJECT,
-        unit="share of suspect train labels",
+        name,
+        Decision.ACCEPT if share <= limit else otherwise,
+        unit=f"share of suspect {split} labels",
         observed=share,
         limit=limit,
-        message=f"{share:.1%} of the target's train labels are suspect, the limit is {limit:.1%}"
+        message=f"{share:.1%} of the {split} labels are suspect, the limit is {limit:.1%}"
         + ("" if share <= limit else "; look at the listed images and upload them again"),
     )
 

@@ -86,9 +86,10 @@ class Evidence:
 
     ``looks`` counts how often verify sets of this model were looked at before;
     ``target_looks`` how often the target's own was, if that is known to be less
-    (a domain that is new). ``label_suspects`` is the share of the target's train
-    labels that were screened as suspect; ``earlier`` holds every domain accepted
-    before; ``labels`` are the candidate's class names, for messages.
+    (a domain that is new). ``label_suspects`` and ``held_out_suspects`` are the shares
+    of the target's train labels, and of its verify labels, that were screened as
+    suspect; ``earlier`` holds every domain accepted before; ``labels`` are the
+    candidate's class names, for messages.
     """
 
     source: Paired | None
@@ -97,13 +98,16 @@ class Evidence:
     looks: int = 0
     target_looks: int | None = None
     label_suspects: float = 0.0
+    held_out_suspects: float = 0.0
     labels: tuple[str, ...] = ()
     incumbent_file: FileFacts | None = None
     candidate_file: FileFacts | None = None
 
     def __post_init__(self) -> None:
-        if self.looks < 0 or (self.target_looks or 0) < 0 or not 0 <= self.label_suspects <= 1:
-            raise InvalidSpec("looks must not be negative, label_suspects a share in [0, 1]")
+        if self.looks < 0 or (self.target_looks or 0) < 0:
+            raise InvalidSpec("looks must not be negative")
+        if not all(0 <= s <= 1 for s in (self.label_suspects, self.held_out_suspects)):
+            raise InvalidSpec("label_suspects and held_out_suspects are shares in [0, 1]")
         if len({pairs.name for pairs in self.earlier}) < len(self.earlier):
             raise InvalidSpec("a domain accepted earlier is given twice")
 

@@ -68,7 +68,8 @@ class Example:
 
     ``content`` is the hex sha256 of the upright RGB pixels (shape and bytes), so
     that the same picture in another file format is the same example; ``blob`` is
-    the sha256 of the file as uploaded. ``tags`` name slices (``camera=3``).
+    the sha256 of the file as uploaded. ``tags`` name slices (``camera=3``). ``phash``
+    is the perceptual hash, 16 hex digits, by which near-copies are found.
     """
 
     domain: DomainName
@@ -80,6 +81,7 @@ class Example:
     split: Split
     id: str
     tags: tuple[str, ...] = ()
+    phash: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ number of verify images that would decide.
 * **Coverage**: every class the incumbent knows has source-verify images, every
   class it does not know has target-verify images.
 * **NLL and ECE**, the **size** and **latency** of the file, **suspect labels**:
-  within their limits. Answers that are no probabilities are harm.
+  within their limits (suspect verify labels beyond it: INCONCLUSIVE, as nothing that
+  they show can be believed). Answers that are no probabilities are harm.
 
 Because *all* checks must accept, each may use the whole level: a candidate that
 is worse by a margin anywhere passes that one check with at most this chance
@@ -77,7 +78,9 @@ def judge(policy: GuardPolicy, evidence: Evidence) -> Verdict:
             found += _beyond_accuracy(policy, role, pairs, confidence, evidence.labels)
             seen = measure(pairs, accuracy, allowed, confidence, evidence.labels)
             measured.append({"role": role, **seen})
-    found.append(checks.label_noise(policy, evidence.label_suspects))
+    found += checks.labels(
+        policy, train=evidence.label_suspects, held_out=evidence.held_out_suspects
+    )
     found += checks.costs(policy, evidence)
     return _conclude(
         policy, found, evidence.looks, {"sets": measured, **_backward_transfer(evidence)}
@@ -91,6 +94,8 @@ def judge_first(
     probabilities: Floats,
     majority: float | None = None,
     names: tuple[str, ...] = (),
+    label_suspects: float = 0.0,
+    held_out_suspects: float = 0.0,
 ) -> Verdict:
     """Weigh a first version, which has no incumbent.
 
@@ -98,6 +103,7 @@ def judge_first(
     bound of its accuracy above the rate of always answering the most frequent
     class (of *majority*, if given, and what these *labels* [N] say, the larger).
     Fewer than ``first_minimum`` images, or a class without any, is INCONCLUSIVE.
+    The suspect labels count as in :class:`Evidence`.
     """
     pairs = Paired(name="source", labels=labels, incumbent=probabilities, candidate=probabilities)
     unsound = checks.sound_probabilities("source", probabilities)
@@ -113,6 +119,7 @@ def judge_first(
     found.append(
         checks.coverage("source", pairs, range(probabilities.shape[1]), names, policy.class_minimum)
     )
+    found += checks.labels(policy, train=label_suspects, held_out=held_out_suspects)
     measurements: Json = {
         "n": n,
         "accuracy": share(int(pairs.after.sum()), n),

@@ -61,6 +61,10 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     both stand in the verdict. Drops and margins are fractions of images (0.01 is
     one point of accuracy), NLL is in nats, ratios are candidate / incumbent.
 
+    A train label that screening does not believe is left out of training, or trained on
+    all the same (``label_suspects_use``); it is reported in any case, and beyond a share
+    of ``label_suspects_limit`` nothing that was trained beside it is accepted.
+
     ``level`` is the chance, over *all* looks at the holdouts of a model together,
     that a candidate is let through whose true drop is as large as a margin.
     """
@@ -90,6 +94,7 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     latency_ratio_limit: float = pydantic.Field(default=2.0, gt=0, le=100)
 
     label_suspects_limit: float = pydantic.Field(default=0.15, ge=0, le=1)
+    label_suspects_use: Literal["leave_out", "train"] = "leave_out"
 
     first_minimum: int = pydantic.Field(default=30, ge=1, le=1_000_000)
 

@@ -215,6 +215,7 @@ def _example_of(row: Any) -> Example:
         split=Split(row.split),
         id=row.id,
         tags=tuple(row.tags),
+        phash=row.phash,
     )
 
 

@@ -86,6 +86,7 @@ def adapt(
     bootstrap: bool = False,
     checkpoints: Checkpoints | None = None,
     enter: Callable[[Phase, str], None] = lambda phase, detail: None,
+    screen: Callable[[Stock, Trunk], Stock] = lambda stock, trunk: stock,
 ) -> Outcome:
     """Adapt a network to the stock's new domain; it is left at the chosen weights.
 
@@ -93,6 +94,7 @@ def adapt(
         strategy: ``auto`` or what :func:`strategies.parse` reads.
         bootstrap: the head is new, and there is no incumbent to blend with or to keep.
         enter: called with each phase and what it is about.
+        screen: what of the stock to use, once its features are at hand.
 
     Raises:
         Cancelled: the job was asked to stop.
@@ -108,6 +110,7 @@ def adapt(
     expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])
     boundaries = sorted({one.boundary(network) for one in expected} | {len(network.stages)})
     fill(trunk, stock, expected[-1], boundaries)
+    stock = screen(stock, trunk)
     standing = stand(trunk, stock, boundary=len(network.stages), run=run)
     engine = _Engine(
         network=network,

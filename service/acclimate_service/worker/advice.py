@@ -171,6 +171,8 @@ def _decide(told: Told, verdict: VerdictTold) -> list[Step]:
     more: dict[str, int] = {}
     hopeless: list[CheckTold] = []
     for check in undecided:
+        if check.kind == "labels":
+            continue
         there, domain = _images(told, check), _domain(told, check)
         if check.needed is None or check.needed > OUT_OF_REACH * max(there, 100):
             hopeless.append(check)
@@ -184,6 +186,9 @@ def _decide(told: Told, verdict: VerdictTold) -> list[Step]:
         )
         for domain, count in more.items()
     ]
+    if any(check.kind == "labels" for check in undecided):
+        text = "Correct the labels of the verify images listed under label suspects and upload "
+        found.insert(0, Step(text=text + "them again: what they show cannot be believed."))
     short_of = [check for check in undecided if check.kind == "coverage"]
     found += [Step(text=f"{c.message[:1].upper()}{c.message[1:]}.") for c in short_of]
     return found + [Step(text=_instead(told, check)) for check in hopeless]
@@ -256,7 +261,7 @@ def subject(told: Told, check: CheckTold) -> str:
     """What a check is about: "accuracy on night", "size of the file"."""
     domain = _domain(told, check)
     return {
-        "labels": "labels of the training images",
+        "labels": f"labels of {domain} to {'judge by' if check.title else 'learn from'}",
         "size": "size of the file",
         "latency": "speed of the file",
         "classes": f"classes of {domain}, the worst one",
@@ -268,7 +273,8 @@ def subject(told: Told, check: CheckTold) -> str:
 def _domain(told: Told, check: CheckTold) -> str:
     """The domain of the images that a check looked at; of the labels' if at none."""
     role = check.title.removesuffix(" incumbent").removesuffix(" candidate")
-    names = {"source": told.job.source, "target": told.job.target, "": told.job.target}
+    learned = told.job.source if told.job.kind == "BOOTSTRAP" else told.job.target
+    names = {"source": told.job.source, "target": learned, "": learned, "held-out": learned}
     return short(names.get(role) or role)
 
 

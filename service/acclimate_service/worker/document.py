@@ -21,10 +21,13 @@ from acclimate_service.worker.judgement import Compared
 from acclimate_service.worker.publish import libraries
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.story import Story
+from acclimate_service.worker.suspects import SHOWN as SUSPECTS_SHOWN
+from acclimate_service.worker.suspects import Screened
 
 Json = dict[str, pydantic.JsonValue]
 
 FLIPS_SHOWN = 60  # images a set and direction
+COPIES_SHOWN = 100
 
 
 def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
@@ -60,6 +63,12 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
                   for c in judged.known),
             ]
         ],
+        "screening": None if result.screened is None else result.screened.to_json(),
+        "label_suspects": _suspects(result.screened),
+        "near_copies": {
+            "images": len(result.near_copies),
+            "listed": [one.to_json() for one in result.near_copies[:COPIES_SHOWN]],
+        },
         "engine": None if result.outcome is None else _engine(result.outcome),
         "files": {
             "artifacts": candidate.artifacts.model_dump(mode="json"),
@@ -71,6 +80,13 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
         "peak_memory_mib": summary["peak_memory_mib"],
         "libraries": dict(libraries()),
     }  # fmt: skip
+
+
+def _suspects(screened: Screened | None) -> list[pydantic.JsonValue]:
+    if screened is None:
+        return []
+    parts = (screened.train, screened.select, screened.verify)
+    return [one.to_json() for part in parts for one in part.suspects[:SUSPECTS_SHOWN]]
 
 
 def _compared(role: str, compared: Compared) -> Json:

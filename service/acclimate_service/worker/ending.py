@@ -105,6 +105,8 @@ def _summary(job: Job, story: Story, result: Result) -> dict[str, pydantic.JsonV
         "seconds": dict(story.seconds),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+    if result.screened is not None:
+        summary["screening"] = result.screened.to_json()
     if judged.verdict is not None:
         summary["verdict"] = {
             "decision": judged.verdict.decision.value,

@@ -19,6 +19,7 @@ from acclimate_service.worker.evaluate import Floats, VerifySet, milliseconds, p
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.stock import JobImages
 from acclimate_service.worker.story import Story
+from acclimate_service.worker.suspects import Screened
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +81,7 @@ def judge_adapted(
     candidate: Candidate,
     images: JobImages,
     *,
+    screened: Screened,
     threads: int,
 ) -> Judgement:
     """Run both files on the same verify images and ask the guard."""
@@ -109,6 +111,8 @@ def judge_adapted(
         earlier=tuple(c.paired() for c in known if c is not source),
         looks=0 if draft.source is None else jobs.looks(draft.model, draft.source),
         target_looks=jobs.looks(draft.model, draft.target),
+        label_suspects=screened.train.share,
+        held_out_suspects=screened.verify.share,
         labels=candidate.labels,
         incumbent_file=before,
         candidate_file=after,
@@ -119,7 +123,13 @@ def judge_adapted(
 
 
 def judge_bootstrapped(
-    story: Story, job: Job, candidate: Candidate, images: JobImages, *, threads: int
+    story: Story,
+    job: Job,
+    candidate: Candidate,
+    images: JobImages,
+    *,
+    screened: Screened,
+    threads: int,
 ) -> Judgement:
     """Run a first version's file on the source's verify images and ask the guard."""
     measured = measure(story, candidate, images.target, threads=threads)
@@ -131,6 +141,8 @@ def judge_bootstrapped(
         probabilities=measured.target.candidate,
         majority=max(np.bincount(train)) / len(train),
         names=candidate.labels,
+        label_suspects=screened.train.share,
+        held_out_suspects=screened.verify.share,
     )
     story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
     return replace(measured, verdict=verdict)

@@ -12,7 +12,7 @@ attempt goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from acclimate_service.worker.publish import export_candidate
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.stock import JobImages, images_of, verify_images
 from acclimate_service.worker.story import Story
+from acclimate_service.worker.suspects import TOLD, LabelScreen
 
 log = structlog.get_logger(__name__)
 
@@ -119,19 +120,29 @@ def adapt_job(desk: Desk) -> Result:
         known=_known(desk),
         space=space,
         replay_per_class=draft.spec.replay_per_class,
+        step=story.step,
     )
     _announce(story, images, f"adapting {incumbent.name} to {draft.target}")
-    outcome = _learn(desk, network, images, bootstrap=False)
+    screen = _screen(desk, images, space, known=len(incumbent.manifest.labels))
+    outcome = _learn(desk, network, images, screen, bootstrap=False)
     candidate = export_candidate(
         story, network, space, images.stock.train, like=incumbent.manifest.artifacts.onnx
     )
     judged = judgement.judge_adapted(
-        story, desk.job, incumbent, candidate, images, threads=desk.threads
+        story,
+        desk.job,
+        incumbent,
+        candidate,
+        images,
+        screened=screen.found,
+        threads=desk.threads,
     )
     return Result(
         candidate=candidate,
         judged=judged,
         outcome=outcome,
+        screened=screen.found,
+        near_copies=images.near_copies,
         parent=incumbent.name,
         digests=images.digests,
     )
@@ -145,12 +156,29 @@ def bootstrap_job(desk: Desk) -> Result:
     story.enter(Phase.PREPARING)
     space = desk.store.domains.get(draft.source).labels
     network = _open_registered(desk, labels=len(space), backbone_only=True)
-    images = images_of(desk.store, target=draft.source, known=(), space=space, replay_per_class=0)
+    images = images_of(
+        desk.store,
+        target=draft.source,
+        known=(),
+        space=space,
+        replay_per_class=0,
+        step=story.step,
+    )
     _announce(story, images, f"bootstrapping {network.architecture} on {draft.source}")
-    outcome = _learn(desk, network, images, bootstrap=True)
+    screen = _screen(desk, images, space, known=0)
+    outcome = _learn(desk, network, images, screen, bootstrap=True)
     candidate = export_candidate(story, network, space, images.stock.train, like=None)
-    judged = judgement.judge_bootstrapped(story, desk.job, candidate, images, threads=desk.threads)
-    return Result(candidate=candidate, judged=judged, outcome=outcome, digests=images.digests)
+    judged = judgement.judge_bootstrapped(
+        story, desk.job, candidate, images, screened=screen.found, threads=desk.threads
+    )
+    return Result(
+        candidate=candidate,
+        judged=judged,
+        outcome=outcome,
+        screened=screen.found,
+        near_copies=images.near_copies,
+        digests=images.digests,
+    )
 
 
 def register_job(desk: Desk) -> Result:
@@ -224,7 +252,20 @@ def _open_registered(desk: Desk, *, labels: int, backbone_only: bool) -> Network
     return network.to(desk.device)
 
 
-def _learn(desk: Desk, network: Network, images: JobImages, *, bootstrap: bool) -> Outcome:
+def _screen(desk: Desk, images: JobImages, space: Sequence[str], *, known: int) -> LabelScreen:
+    """Who looks for wrong labels; the network has learned *known* of them before."""
+    return LabelScreen(
+        story=desk.story,
+        images=images,
+        space=space,
+        known=known,
+        leave_out=desk.job.draft.spec.guard.label_suspects_use == "leave_out",
+    )
+
+
+def _learn(
+    desk: Desk, network: Network, images: JobImages, screen: LabelScreen, *, bootstrap: bool
+) -> Outcome:
     """Train by the job's spec; the network is left at the chosen weights."""
     spec, story = desk.job.draft.spec, desk.story
     deadline = None if spec.budget_seconds is None else time.monotonic() + spec.budget_seconds
@@ -249,6 +290,7 @@ def _learn(desk: Desk, network: Network, images: JobImages, *, bootstrap: bool) 
         bootstrap=bootstrap,
         checkpoints=story,
         enter=story.enter,
+        screen=screen,
     )
 
 
@@ -265,3 +307,11 @@ def _announce(story: Story, images: JobImages, what: str) -> None:
     }
     told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
     story.tell(EventKind.DECISION, f"{what}: {told} images", dict(counts))
+    if copies := images.near_copies:
+        story.tell(
+            EventKind.WARNING,
+            f"left {len(copies)} images out: near-copies of held-out ones, such as "
+            f"{copies[0].example.id or copies[0].example.content[:12]} of "
+            f"{copies[0].of.id or copies[0].of.content[:12]}",
+            {"near_copies": len(copies), "listed": [one.to_json() for one in copies[:TOLD]]},
+        )

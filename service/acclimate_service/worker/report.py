@@ -19,6 +19,7 @@ from acclimate_service.domain.statistics import wilson
 from acclimate_service.domain.verdict import Decision
 from acclimate_service.worker import advice, confusion, plots
 from acclimate_service.worker.plots import Row
+from acclimate_service.worker.printable import printable
 from acclimate_service.worker.thumbnails import Thumbnails
 from acclimate_service.worker.told import (
     Estimate,
@@ -28,13 +29,13 @@ from acclimate_service.worker.told import (
     Measured,
     SetTold,
     Told,
-    printable,
     short,
 )
 
 ROWS_MOST = 40  # of a table of classes, slices or suspects
 PICTURES_MOST = 24  # lost, of a set; half as many gained
 LABELS_MOST = 200
+COPIES_MOST = 6  # pairs shown
 
 _ORDER = (Decision.REJECT, Decision.INCONCLUSIVE, Decision.ACCEPT)
 
@@ -83,6 +84,10 @@ def render(told: Mapping[str, pydantic.JsonValue], *, read: Callable[[str], byte
         blend="" if engine is None else plots.blend_curves(engine),
         pictures=pictures,
         suspects=[(s, thumbnails.uri(s.blob)) for s in found.label_suspects[:ROWS_MOST]],
+        copies=[
+            (c, thumbnails.uri(c.blob), thumbnails.uri(c.of_blob))
+            for c in found.near_copies.listed[:COPIES_MOST]
+        ],
         settings=_settings(told),
         policy=_policy(found),
         pictures_most=PICTURES_MOST,

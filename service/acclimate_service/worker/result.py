@@ -11,7 +11,9 @@ from acclimate_service.domain.names import VersionName
 from acclimate_service.domain.verdict import Decision
 from acclimate_service.training.auto import Outcome
 from acclimate_service.worker.judgement import Judgement
+from acclimate_service.worker.overlap import NearCopy
 from acclimate_service.worker.publish import Candidate
+from acclimate_service.worker.suspects import Screened
 
 STATE_OF = {
     Decision.ACCEPT: JobState.SUCCEEDED,
@@ -27,6 +29,8 @@ class Result:
     candidate: Candidate
     judged: Judgement
     outcome: Outcome | None = None  # of training; a registration has none
+    screened: Screened | None = None  # as its labels were, before training
+    near_copies: tuple[NearCopy, ...] = ()  # left out, as they show what is held out
     parent: VersionName | None = None
     digests: Mapping[str, str] = field(default_factory=dict)  # of the data, by domain
 

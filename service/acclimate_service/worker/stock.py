@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from acclimate_service.domain.errors import NotEnoughExamples
 from acclimate_service.domain.examples import Example, Split
@@ -12,16 +12,23 @@ from acclimate_service.store import Store, data_digest
 from acclimate_service.training.dataset import Stock, prepare
 from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.images import reserve, stored_images, verify_set
+from acclimate_service.worker.overlap import NearCopy, near_copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobImages:
-    """Everything one job may touch, by use. ``known`` are the domains not to be forgotten."""
+    """Everything one job may touch, by use. ``known`` are the domains not to be forgotten.
+
+    ``learnt`` are the examples of the domain that is learned, by content;
+    ``near_copies`` what was left out for showing a held-out image.
+    """
 
     stock: Stock
     target: VerifySet
+    learnt: dict[str, Example]
     known: tuple[VerifySet, ...]
     digests: dict[str, str]
+    near_copies: tuple[NearCopy, ...] = ()
 
 
 def images_of(
@@ -31,13 +38,15 @@ def images_of(
     known: Sequence[DomainName],
     space: Sequence[str],
     replay_per_class: int,
+    step: Callable[[], object] = lambda: None,
 ) -> JobImages:
     """Gather the images for learning *target* without forgetting the *known* domains.
 
     What is to be kept is one thing, wherever it came from: the replay and the select
     images of all known domains are each put together; verify images stay apart, so
     that each domain is judged by itself. An image is used once: what serves the
-    target's training does not serve another domain's choices.
+    target's training does not serve another domain's choices, and nothing that is a
+    near-copy of a verify image serves either. *step* is called now and then.
 
     Raises:
         NotEnoughExamples: the target has nothing to learn from.
@@ -54,29 +63,85 @@ def images_of(
             domain=target,
         )
     others = [domain for domain in known if domain != target]
-    replay = [e for d in others for e in reserve(examples(d, Split.TRAIN), replay_per_class)]
-    kept_select = [e for d in others for e in examples(d, Split.SELECT)]
     known_space = set(space)  # a known domain may since have labels that no version knows
 
-    def usable(found: Sequence[Example]) -> list[Example]:
-        return [example for example in found if example.label in known_space]
+    def usable(split: Split) -> list[Example]:
+        return [e for d in others for e in examples(d, split) if e.label in known_space]
 
+    gathered = _Gathered(
+        train=train,
+        select=examples(target, Split.SELECT),
+        verify=[*verify_images(store, target, space).examples, *usable(Split.VERIFY)],
+        replay=usable(Split.TRAIN),
+        kept_select=usable(Split.SELECT),
+    )
+    copies = gathered.near_copies(read=store.blobs.get, step=step)
+    gathered = gathered.without(copies)
+    if not gathered.train:
+        raise NotEnoughExamples(
+            f"all {len(train)} training images of {target} are near-copies of held-out ones; "
+            "upload others",
+            domain=target,
+        )
+    replay = [
+        e
+        for d in others
+        for e in reserve((e for e in gathered.replay if e.domain == d), replay_per_class)
+    ]
     read = store.blobs.get
+    verify = verify_images(store, target, space)
     return JobImages(
         stock=prepare(
-            stored_images(train, space, read),
+            stored_images(gathered.train, space, read),
             labels=len(space),
-            select=stored_images(examples(target, Split.SELECT), space, read),
-            replay=stored_images(usable(replay), space, read),
-            source_select=stored_images(usable(kept_select), space, read),
+            select=stored_images(gathered.select, space, read),
+            replay=stored_images(replay, space, read),
+            source_select=stored_images(gathered.kept_select, space, read),
         ),
-        target=verify_images(store, target, space),
+        target=verify,
+        learnt={e.content: e for e in (*train, *gathered.select, *verify.examples)},
         known=tuple(verify_images(store, domain, space) for domain in others),
         digests={
             str(d): data_digest(e.content for s in Split for e in examples(d, s))
             for d in dict.fromkeys([*known, target])
         },
+        near_copies=tuple(copies),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gathered:
+    """All the examples that a job might use: the target's, and those of the known domains."""
+
+    train: Sequence[Example]
+    select: Sequence[Example]
+    verify: Sequence[Example]  # of all of them
+    replay: Sequence[Example]
+    kept_select: Sequence[Example]
+
+    def near_copies(
+        self, *, read: Callable[[str], bytes], step: Callable[[], object]
+    ) -> list[NearCopy]:
+        """What must not be learned from, nor chosen by, as it shows what is held out."""
+        select = [*self.select, *self.kept_select]
+        chosen_by = near_copies(select, self.verify, read=read, step=step)
+        held = [*self.verify, *select]
+        return near_copies([*self.train, *self.replay], held, read=read, step=step) + chosen_by
+
+    def without(self, copies: Sequence[NearCopy]) -> _Gathered:
+        """The rest."""
+        gone = {copy.example.content for copy in copies}
+
+        def rest(some: Sequence[Example]) -> list[Example]:
+            return [example for example in some if example.content not in gone]
+
+        return replace(
+            self,
+            train=rest(self.train),
+            select=rest(self.select),
+            replay=rest(self.replay),
+            kept_select=rest(self.kept_select),
+        )
 
 
 def verify_images(store: Store, domain: DomainName, space: Sequence[str]) -> VerifySet:

@@ -7,45 +7,23 @@ to a length that a page can hold; escaping is the template's work.
 
 from __future__ import annotations
 
-import unicodedata
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
 
 from acclimate_service.domain.verdict import Decision
-
-NAME_LENGTH = 120
-PROSE_LENGTH = 2000
-
-# They make text run in another order than it is stored, and so say what it does not.
-_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from acclimate_service.worker.printable import Name, Part, Prose
+from acclimate_service.worker.told_images import CopiesTold, ScreeningTold, Suspect
 
 
-def printable(text: str, most: int) -> str:
-    """*text* without control characters and lone surrogates, of at most *most* characters."""
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") or c in _BIDI else c
-        for c in text[: most + 1]
-    )
-    return shown if len(shown) <= most else f"{shown[: most - 1].rstrip()}…"
-
-
-Name = Annotated[str, pydantic.AfterValidator(lambda text: printable(text, NAME_LENGTH))]
-Prose = Annotated[str, pydantic.AfterValidator(lambda text: printable(text, PROSE_LENGTH))]
-
-
-class _Part(pydantic.BaseModel, frozen=True, extra="ignore"):
-    """A part of the document."""
-
-
-class Spec(_Part):
+class Spec(Part):
     """What of the settings advice depends on; the page lists all of them as they stand."""
 
     replay_per_class: int = 20
     promote_to: Name | None = None
 
 
-class JobTold(_Part):
+class JobTold(Part):
     """Which job it was. Names are resource names: ``domains/night``."""
 
     name: Name
@@ -60,7 +38,7 @@ class JobTold(_Part):
     spec: Spec
 
 
-class CheckTold(_Part):
+class CheckTold(Part):
     """One check of the guard's; see ``domain.verdict.Check``."""
 
     name: Name
@@ -86,7 +64,7 @@ class CheckTold(_Part):
         return self.name.rpartition(" ")[2]
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A number with its interval; None where there was nothing to measure."""
 
     value: float | None = None
@@ -102,7 +80,7 @@ class Drop(Estimate):
     level_high: float
 
 
-class GroupTold(_Part):
+class GroupTold(Part):
     """One class or slice before and after; see ``domain.groups.Group``."""
 
     name: Name
@@ -115,7 +93,7 @@ class GroupTold(_Part):
     judged: bool
 
 
-class CalibrationTold(_Part):
+class CalibrationTold(Part):
     """How far probabilities can be trusted, before and after."""
 
     n: int
@@ -127,7 +105,7 @@ class CalibrationTold(_Part):
     nll_rise: Estimate
 
 
-class Measured(_Part):
+class Measured(Part):
     """What the guard measured on one set of verify images."""
 
     role: Name
@@ -145,7 +123,7 @@ class Measured(_Part):
     calibration: CalibrationTold | None = None
 
 
-class FirstClass(_Part):
+class FirstClass(Part):
     """One class of a first version, which has no before."""
 
     name: Name
@@ -153,13 +131,13 @@ class FirstClass(_Part):
     right: int
 
 
-class Measurements(_Part):
+class Measurements(Part):
     """``sets`` of an adaptation; ``accuracy`` to ``classes`` of a first version."""
 
     sets: tuple[Measured, ...] = ()
     looks: int = 0
-    policy: dict[str, pydantic.JsonValue] = {}
-    overrides: dict[str, pydantic.JsonValue] = {}
+    policy: dict[str, pydantic.JsonValue] = pydantic.Field(default_factory=dict)
+    overrides: dict[str, pydantic.JsonValue] = pydantic.Field(default_factory=dict)
     accuracy: Estimate | None = None
     majority: float | None = None
     ece: float | None = None
@@ -167,7 +145,7 @@ class Measurements(_Part):
     classes: tuple[FirstClass, ...] = ()
 
 
-class VerdictTold(_Part):
+class VerdictTold(Part):
     """The guard's answer."""
 
     decision: Decision
@@ -180,7 +158,7 @@ class VerdictTold(_Part):
 Cell = tuple[int, int, int]  # label, answer, images
 
 
-class Flip(_Part):
+class Flip(Part):
     """An image whose answer changed sides."""
 
     id: Name
@@ -191,17 +169,7 @@ class Flip(_Part):
     confidence: float | None
 
 
-class Suspect(_Part):
-    """A training image whose label the screening does not believe."""
-
-    id: Name
-    blob: str
-    label: Name
-    suggested: Name
-    confidence: float
-
-
-class SetTold(_Part):
+class SetTold(Part):
     """One set of verify images: how both files answered."""
 
     role: Literal["source", "target", "earlier"]
@@ -215,7 +183,7 @@ class SetTold(_Part):
     gained: tuple[Flip, ...] = ()
 
 
-class EpochTold(_Part):
+class EpochTold(Part):
     """One line of a learning curve; see ``training.diagnosis.Epoch``."""
 
     epoch: int
@@ -225,7 +193,7 @@ class EpochTold(_Part):
     select_nll: float | None = None
 
 
-class CandidateTold(_Part):
+class CandidateTold(Part):
     """What one strategy made; see ``training.candidate.Candidate``."""
 
     strategy: Name
@@ -235,7 +203,7 @@ class CandidateTold(_Part):
     history: tuple[EpochTold, ...]
 
 
-class ChangeTold(_Part):
+class ChangeTold(Part):
     """From the incumbent to a point of the line, image by image."""
 
     images: int
@@ -249,7 +217,7 @@ class ChangeTold(_Part):
         return (self.won - self.lost) / self.images
 
 
-class PointTold(_Part):
+class PointTold(Part):
     """One point of the line between incumbent and candidate."""
 
     alpha: float
@@ -258,7 +226,7 @@ class PointTold(_Part):
     source: ChangeTold | None
 
 
-class BlendTold(_Part):
+class BlendTold(Part):
     """The line, and the point taken."""
 
     alpha: float
@@ -271,7 +239,7 @@ class BlendTold(_Part):
         return next((point for point in self.curve if point.alpha == self.alpha), None)
 
 
-class FindingTold(_Part):
+class FindingTold(Part):
     """A named failure, the numbers that show it, and the response."""
 
     failure: Name
@@ -279,7 +247,7 @@ class FindingTold(_Part):
     response: Prose
 
 
-class TrialTold(_Part):
+class TrialTold(Part):
     """One strategy tried."""
 
     candidate: CandidateTold
@@ -287,7 +255,7 @@ class TrialTold(_Part):
     findings: tuple[FindingTold, ...] = ()
 
 
-class Engine(_Part):
+class Engine(Part):
     """What was tried, and which of it was taken."""
 
     chosen: int
@@ -295,7 +263,7 @@ class Engine(_Part):
     trials: tuple[TrialTold, ...]
 
 
-class ArtifactsTold(_Part):
+class ArtifactsTold(Part):
     """The files' digests and sizes."""
 
     onnx: Name
@@ -304,14 +272,14 @@ class ArtifactsTold(_Part):
     weights_bytes: int
 
 
-class Cost(_Part):
+class Cost(Part):
     """Of one exported file."""
 
     bytes: int
     milliseconds: float | None = None
 
 
-class Parity(_Part):
+class Parity(Part):
     """How closely the exported file answers as the network does."""
 
     images: int | None = None
@@ -319,7 +287,7 @@ class Parity(_Part):
     real: bool = True
 
 
-class Files(_Part):
+class Files(Part):
     """What was exported. ``cost`` is the incumbent's, if there is one, then the candidate's."""
 
     artifacts: ArtifactsTold
@@ -327,7 +295,7 @@ class Files(_Part):
     cost: tuple[Cost, ...] = ()
 
 
-class Told(_Part):
+class Told(Part):
     """The whole document."""
 
     job: JobTold
@@ -339,11 +307,13 @@ class Told(_Part):
     sets: tuple[SetTold, ...]
     engine: Engine | None = None
     files: Files
-    digests: dict[Name, Name] = {}
+    digests: dict[Name, Name] = pydantic.Field(default_factory=dict)
+    screening: ScreeningTold | None = None
     label_suspects: tuple[Suspect, ...] = ()
-    seconds: dict[Name, float] = {}
+    near_copies: CopiesTold = CopiesTold()
+    seconds: dict[Name, float] = pydantic.Field(default_factory=dict)
     peak_memory_mib: float | None = None
-    libraries: dict[Name, Name] = {}
+    libraries: dict[Name, Name] = pydantic.Field(default_factory=dict)
 
     def label(self, index: int) -> str:
         """The name of a label by its place."""

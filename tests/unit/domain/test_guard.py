@@ -246,6 +246,23 @@ def test_suspect_labels_over_the_limit_are_rejected() -> None:
         assert verdict.decision is decision
 
 
+def test_suspect_labels_to_judge_by_leave_the_answer_open() -> None:
+    evidence = Evidence(source=GOOD_SOURCE, target=GOOD_TARGET, held_out_suspects=0.16)
+    verdict = judge(BALANCED, evidence)
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert check(verdict, "held-out labels").decision is Decision.INCONCLUSIVE
+    assert check(verdict, "labels").decision is Decision.ACCEPT
+
+
+def test_a_first_version_learned_from_suspect_labels_is_rejected() -> None:
+    labels = np.arange(200) % 4
+    answers = np.full((200, 4), 0.01)
+    answers[np.arange(200), labels] = 0.97
+    for share, decision in [(0.1, Decision.ACCEPT), (0.3, Decision.REJECT)]:
+        verdict = judge_first(BALANCED, labels=labels, probabilities=answers, label_suspects=share)
+        assert verdict.decision is decision
+
+
 def test_a_larger_or_slower_file_is_rejected_and_an_unmeasured_one_is_not_judged() -> None:
     def decision(candidate: FileFacts | None) -> Decision:
         evidence = Evidence(

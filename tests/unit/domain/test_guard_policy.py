@@ -13,7 +13,14 @@ from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.guard import Decision, Evidence, GuardPolicy, judge
 
 PRESETS = ("strict", "balanced", "exploratory")
-CHOICES = ("base", "reason", "target_goal", "class_minimum", "first_minimum")
+CHOICES = (
+    "base",
+    "reason",
+    "target_goal",
+    "class_minimum",
+    "label_suspects_use",
+    "first_minimum",
+)
 
 
 def test_the_defaults_are_the_balanced_preset() -> None:

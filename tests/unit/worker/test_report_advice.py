@@ -9,7 +9,8 @@ from tests.unit.worker.reports import Document, Scene, adapted, bootstrapped, re
 
 from acclimate_service.domain.job import JobSpec
 from acclimate_service.worker.advice import headline, steps
-from acclimate_service.worker.told import Told, printable
+from acclimate_service.worker.printable import printable
+from acclimate_service.worker.told import Told
 
 
 def commands(told: Document) -> list[str]:
