@@ -7,7 +7,12 @@
 # Each runs as a user without rights on a root file system that may be read-only; the
 # volume is the only place that is kept, /tmp is scratch:
 #
-#     docker run --read-only --tmpfs /tmp -v acclimate:/var/lib/acclimate -p 50051:50051 acclimate
+#     docker run --read-only --tmpfs /tmp -v acclimate:/var/lib/acclimate \
+#         -e ACCLIMATE_INSECURE=true -p 127.0.0.1:50051:50051 acclimate
+#
+# A container listens on all of its addresses, so without TLS and tokens it starts only if
+# it is told that whoever reaches it may do everything; publish such a port on the loopback.
+# docs/security.md has the other way.
 #
 # Every package is checked by hash against requirements/, and each image gets the
 # versions that the tests ran on. For a GPU, add --gpus all.

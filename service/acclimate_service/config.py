@@ -6,6 +6,7 @@ option of the same name. The defaults are the embedded form: SQLite and a folder
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,8 @@ class Settings(pydantic_settings.BaseSettings):
     )
 
     home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, the trunk cache
-    database_url: str = ""  # empty: SQLite in `home`
+    # Empty: SQLite in `home`. Kept out of every repr: it may hold a password.
+    database_url: str = pydantic.Field(default="", repr=False)
 
     def store_url(self) -> str:
         """The SQLAlchemy URL of the store."""
@@ -52,6 +54,29 @@ class ServeSettings(Settings):
     max_queued_jobs: int = pydantic.Field(default=1000, ge=1)
     alias_poll_seconds: float = pydantic.Field(default=0.5, gt=0)
     drain_seconds: float = pydantic.Field(default=20.0, gt=0)
+    # Who may come in; see docs/security.md.
+    server_certificate: Path | None = None  # PEM: the server's chain; with `server_key`, TLS
+    server_key: Path | None = None
+    client_ca: Path | None = None  # PEM: who signs clients' certificates; asks for one (mTLS)
+    auth: bool | None = None  # whether tokens are asked for; None: see `asks_for_tokens`
+    insecure: bool = False  # allow to listen beyond this machine without TLS or tokens
+    requests_per_second: float | None = pydantic.Field(default=None, gt=0)  # of one principal
+    upload_mib_per_second: float | None = pydantic.Field(default=None, gt=0)  # of one principal
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether a caller must be known: by default, unless it is plain text on loopback."""
+        if self.auth is not None:
+            return self.auth
+        return not self.insecure and not (self.local and self.server_certificate is None)
 
 
 class WorkSettings(Settings):

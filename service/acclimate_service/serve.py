@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -19,19 +18,21 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import prometheus_client
 import structlog
 
 from acclimate_service import tracing
 from acclimate_service.config import ServeSettings
-from acclimate_service.domain.errors import ServiceError
+from acclimate_service.domain.errors import OpenDoor, ServiceError, TLSUnusable
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import LOADER_NICE, Pool
 from acclimate_service.inference.probe import probe
+from acclimate_service.rpc.certificates import Renewal, TLSFiles
+from acclimate_service.rpc.exposition import exposed
 from acclimate_service.rpc.job_metrics import JobCollector
-from acclimate_service.rpc.server import Limits, Server
+from acclimate_service.rpc.rates import Rates
+from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store, open_store
 
 PORT_FILE = "serve.port"
@@ -70,6 +71,7 @@ async def _serve(settings: ServeSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    tls = check_door(settings)
     execution = _execution(settings)
     probe(execution)
     batcher = Batcher(
@@ -90,14 +92,15 @@ async def _serve(settings: ServeSettings) -> int:
         pool,
         execution=execution,
         limits=_limits(settings),
+        admission=_admission(settings),
         tracer=tracing.configure("acclimate-serve"),
     )
     try:
-        port = server.listen(settings.host, settings.port)
-        _warn_of_open_door(settings)
+        credentials = None if tls is None else Renewal(tls).credentials()
+        port = server.listen(settings.host, settings.port, credentials)
         await server.start()
         tidying.start()
-        with _announced(settings, port), _metrics(settings, server, store):
+        with _announced(settings, port), _metrics(settings, server, store, tls):
             await server.until(stop)
             await server.stop(settings.drain_seconds)
     finally:
@@ -122,16 +125,48 @@ def _reconcile(store: Store) -> None:
         log.error("files are missing", count=len(found.missing), first=found.missing[0])
 
 
-def _warn_of_open_door(settings: ServeSettings) -> None:
-    """Say loudly that whoever reaches this address may do everything."""
-    try:
-        local = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        local = settings.host == "localhost"
-    if not local:
-        structlog.get_logger(__name__).warning(
-            "listening beyond this machine without TLS or authentication", host=settings.host
-        )
+def check_door(settings: ServeSettings) -> TLSFiles | None:
+    """The files for TLS, None for plain text; refuses an open door that nobody asked for.
+
+    Raises:
+        OpenDoor: the address is in reach of other machines, without TLS or without tokens,
+            and ``insecure`` does not say that this is meant.
+        TLSUnusable: a setting is missing or a file cannot be used.
+    """
+    certificate, key = settings.server_certificate, settings.server_key
+    if (certificate is None) != (key is None) or (settings.client_ca and certificate is None):
+        raise TLSUnusable("TLS needs both ACCLIMATE_SERVER_CERTIFICATE and ACCLIMATE_SERVER_KEY")
+    if not settings.local:
+        lacks = [
+            *(["TLS (set ACCLIMATE_SERVER_CERTIFICATE and ACCLIMATE_SERVER_KEY)"] * (not key)),
+            *(["tokens (unset ACCLIMATE_AUTH)"] * (not settings.asks_for_tokens)),
+        ]
+        if lacks and not settings.insecure:
+            raise OpenDoor(
+                f"{settings.host} is in reach of other machines, and there is no "
+                f"{' and no '.join(lacks)}; or set ACCLIMATE_INSECURE=true if whoever reaches "
+                "it may do everything; see docs/security.md"
+            )
+        if lacks:
+            structlog.get_logger(__name__).warning(
+                "INSECURE: in reach of other machines without protection",
+                host=settings.host,
+                without=lacks,
+            )
+    if certificate is None or key is None:
+        return None
+    return TLSFiles(certificate=certificate, key=key, client_ca=settings.client_ca)
+
+
+def _admission(settings: ServeSettings) -> Admission:
+    mib = settings.upload_mib_per_second
+    return Admission(
+        tokens=settings.asks_for_tokens,
+        rates=Rates(
+            requests=settings.requests_per_second,
+            upload_bytes=None if mib is None else mib * 2**20,
+        ),
+    )
 
 
 def _execution(settings: ServeSettings) -> Execution:
@@ -175,21 +210,22 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _metrics(settings: ServeSettings, server: Server, store: Store) -> Iterator[None]:
+def _metrics(
+    settings: ServeSettings, server: Server, store: Store, tls: TLSFiles | None
+) -> Iterator[None]:
     """Answer Prometheus on its own port, where one is set."""
     if settings.metrics_port is None:
         yield
         return
     server.metrics.registry.register(JobCollector(store.jobs.census))
-    http, thread = prometheus_client.start_http_server(
-        settings.metrics_port, addr=settings.host, registry=server.metrics.registry
-    )
-    try:
+    with exposed(
+        server.metrics.registry,
+        host=settings.host,
+        port=settings.metrics_port,
+        keyring=server.keyring if settings.asks_for_tokens else None,
+        tls=None if tls is None else tls.context,
+    ):
         yield
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def log_json_lines() -> None:

@@ -23,7 +23,7 @@ from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import DomainName
-from acclimate_service.store import Store
+from acclimate_service.store import AuditFilter, Store
 
 FACE = Picture(b"somebody's face")
 WHO = {"who": "ann", "why": "asked to"}
@@ -137,7 +137,7 @@ def test_erasing_needs_a_name_and_a_reason_and_is_recorded(store: Store) -> None
         with pytest.raises(InvalidSpec):
             store.erase(FACE.content, **words)
     store.erase(FACE.content, **WHO)
-    (entry,) = store.audit.list(subject=f"content/{FACE.content}").items
+    (entry,) = store.audit.list(AuditFilter(subject=f"content/{FACE.content}")).items
     assert (entry.who, entry.action, entry.why) == ("ann", "EraseImage", "asked to")
 
 

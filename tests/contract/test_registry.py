@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+from typing import Any
 
 import pytest
 from tests.contract.builders import (
@@ -30,7 +32,7 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.job import Job, JobState
 from acclimate_service.domain.model import Origin
 from acclimate_service.domain.names import AliasName, DomainName, ModelName, VersionName
-from acclimate_service.store import Store
+from acclimate_service.store import AuditFilter, Store
 
 
 @pytest.fixture
@@ -233,11 +235,32 @@ def test_the_audit_log_is_read_newest_first(store: Store) -> None:
         store.audit.record(
             who="ada", action="SetAlias", subject=f"s{number % 2}", why="x", origin="127.0.0.1"
         )
-    first = store.audit.list(page_size=2)
-    second = store.audit.list(page_size=2, page_token=first.next_token)
-    assert [entry.number for entry in first.items + second.items] == [3, 2, 1]
-    assert [entry.number for entry in store.audit.list(subject="s0").items] == [3, 1]
+    hers = AuditFilter(who="ada")
+    first = store.audit.list(hers, page_size=2)
+    second = store.audit.list(hers, page_size=2, page_token=first.next_token)
+    numbers = [entry.number for entry in first.items + second.items]
+    assert numbers == sorted(numbers, reverse=True)
+    assert [entry.subject for entry in first.items + second.items] == ["s0", "s1", "s0"]
     assert first.items[0].origin == "127.0.0.1"
+
+
+def test_the_audit_log_is_read_by_who_what_where_and_when(store: Store) -> None:
+    for who, action, subject in (
+        ("ada", "SetAlias", "models/a/aliases/x"),
+        ("bob", "SetAlias", "models/ab"),
+        ("ada", "DeleteAlias", "models/a"),
+    ):
+        store.audit.record(who=who, action=action, subject=subject)
+
+    def found(**wanted: Any) -> list[str]:
+        return [entry.subject for entry in store.audit.list(AuditFilter(**wanted)).items]
+
+    assert found(who="ada") == ["models/a", "models/a/aliases/x"]
+    assert found(action="SetAlias") == ["models/ab", "models/a/aliases/x"]
+    assert found(subject="models/a") == ["models/a", "models/a/aliases/x"]
+    moment = store.audit.list().items[0].at + dt.timedelta(seconds=1)
+    assert found(who="ada", since=moment) == []
+    assert found(who="ada", until=moment) == ["models/a", "models/a/aliases/x"]
 
 
 @pytest.mark.parametrize("change", ["UPDATE audit SET who = 'eve'", "DELETE FROM audit"])
@@ -247,4 +270,4 @@ def test_the_database_itself_refuses_to_change_the_audit_log(store: Store, chang
     store.audit.record(who="ada", action="SetAlias", subject="s")
     with store.database.engine.connect() as connection, pytest.raises(sa.exc.DBAPIError):
         connection.execute(sa.text(change))
-    assert [entry.who for entry in store.audit.list().items] == ["ada"]
+    assert store.audit.list().items[0].who == "ada"

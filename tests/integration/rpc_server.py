@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ from acclimate_service.domain.names import DomainName, JobName, ModelName, Versi
 from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
-from acclimate_service.rpc.server import Limits, Server
+from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import NewVersion, Store, open_store
 
 T = TypeVar("T")
@@ -98,9 +99,19 @@ class Service:
 
 @contextmanager
 def running(
-    store: Store, limits: Limits, *, capacity: int = 8, tracer: Tracer | None = None
+    store: Store,
+    limits: Limits,
+    *,
+    capacity: int = 8,
+    admission: Admission = Admission(),  # noqa: B008  frozen
+    tracer: Tracer | None = None,
+    tls: grpc.ServerCredentials | None = None,
+    channel: Callable[[int], grpc.Channel] | None = None,
 ) -> Iterator[Service]:
-    """A server over *store* on a free port of the loopback, drained at the end."""
+    """A server over *store* on a free port of the loopback, drained at the end.
+
+    With *tls*, *channel* makes the channel that the service's stubs use.
+    """
     started: list[tuple[Server, int]] = []
     failure: list[BaseException] = []
     ready, stop = threading.Event(), asyncio.Event()
@@ -109,10 +120,16 @@ def running(
     async def live() -> None:
         batcher = Batcher(threads=2, room=limits.predictions)
         pool: Pool[ModelVersion] = Pool(batcher, capacity=capacity)
-        execution = Execution(threads=2)
-        server = Server(store, pool, execution=execution, limits=limits, tracer=tracer)
+        server = Server(
+            store,
+            pool,
+            execution=Execution(threads=2),
+            limits=limits,
+            admission=admission,
+            tracer=tracer,
+        )
         try:
-            started.append((server, server.listen("127.0.0.1", 0)))
+            started.append((server, server.listen("127.0.0.1", 0, tls)))
             await server.start()
             ready.set()
             await stop.wait()
@@ -138,8 +155,9 @@ def running(
     server, port = started[0]
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-            yield Service(store=store, server=server, port=port, channel=channel, loop=loop)
+        plain = partial(grpc.insecure_channel, options=options)
+        with plain(f"127.0.0.1:{port}") if channel is None else channel(port) as opened:
+            yield Service(store=store, server=server, port=port, channel=opened, loop=loop)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)

@@ -15,8 +15,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from tests.unit.rpc.methods import methods, text_fields
 
 from acclimate_service.domain.errors import ServiceError
+from acclimate_service.rpc.rights import RIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = (ROOT / "service", ROOT / "clients" / "python")
@@ -125,6 +127,49 @@ def test_every_error_has_a_reason_of_its_own() -> None:
     reasons = Counter(error.reason for error in errors)
     assert [reason for reason, uses in reasons.items() if uses > 1] == []
     assert [reason for reason in reasons if not re.fullmatch(r"[A-Z][A-Z0-9_]{2,62}", reason)] == []
+
+
+# Strings of a request that name nothing a scope could limit. Those of a common word are
+# told with their method.
+PLAIN_TEXTS = {
+    *("commit.chain", "commit.sha256", "description", "format", "labels", "page_token", "reason"),
+    *("request_id", "draft.request_id", "open.request_id", "draft.architecture.library"),
+    *("draft.architecture.name", "draft.labels", "draft.preprocessing.interpolation"),
+    *("draft.weights.reference", "item.example.id", "item.example.label", "item.example.tags"),
+    *("spec.guard_preset", "spec.strategy", "repository_name", "model_version", "principal"),
+    *("parameters.key", "parameters.value.string_param", "certificate"),
+    *("Check service", "Watch service"),
+    *("Predict id", "PredictStream id", "RevokeToken name"),
+    *("CreateToken models", "CreateToken domains"),
+    *(f"ListAuditEntries {field}" for field in ("who", "action", "subject")),
+    *(f"Model{what} version" for what in ("Ready", "Metadata", "Config", "Statistics")),
+    *(
+        f"{method} {field}"
+        for method in ("ModelInfer", "ModelStreamInfer")
+        for field in (
+            *("id", "inputs.name", "inputs.datatype", "inputs.parameters.key", "outputs.name"),
+            *("inputs.parameters.value.string_param", "outputs.parameters.key"),
+            "outputs.parameters.value.string_param",
+        )
+    ),
+}
+
+
+def test_every_method_says_who_may_call_it() -> None:
+    assert {method.name for method in methods()} == set(RIGHTS)
+
+
+def test_every_name_in_a_request_is_checked_against_the_caller() -> None:
+    unknown = set()
+    for method in methods():
+        right, short = RIGHTS[method.name], method.name.rpartition("/")[2]
+        checked = {*right.models, *right.domains, *right.jobs, *right.promotes}
+        if short == "ServerReflectionInfo":
+            continue  # it speaks of types, not of resources
+        for field in set(text_fields(method.request.DESCRIPTOR)) - checked:
+            if not {field, f"{short} {field}"} & PLAIN_TEXTS:
+                unknown.add(f"{short} {field}")
+    assert unknown == set()
 
 
 def test_no_tracked_file_names_a_machine_or_a_package_index() -> None:

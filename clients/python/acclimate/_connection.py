@@ -50,11 +50,14 @@ class TLS:
         ca: PEM file of the trusted roots; None means the system's.
         certificate: PEM file of the client's own chain.
         key: PEM file of its private key.
+        name: the name that the server's certificate must have, where it is not the
+            one that is called: a service behind a tunnel or in a container.
     """
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
         """gRPC's form of it."""
@@ -103,10 +106,11 @@ class Connection:
         self.patience = patience
         self._retries = retries
         self._credentials = () if token is None else (("authorization", f"Bearer {token}"),)
+        named = (("grpc.ssl_target_name_override", tls.name),) if tls and tls.name else ()
         self.channel = (
             grpc.insecure_channel(target, options=_OPTIONS)
             if tls is None
-            else grpc.secure_channel(target, tls.credentials(), options=_OPTIONS)
+            else grpc.secure_channel(target, tls.credentials(), options=(*_OPTIONS, *named))
         )
 
     @property

@@ -7,6 +7,7 @@ from typing import Self
 
 from grpc_health.v1 import health_pb2
 
+from acclimate._access import AccessCalls
 from acclimate._adaptation import AdaptationCalls
 from acclimate._connection import TLS, Connection
 from acclimate._inference import InferenceCalls
@@ -16,7 +17,7 @@ from acclimate.resources import Health
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
-class Client(RegistryCalls, AdaptationCalls, InferenceCalls):
+class Client(RegistryCalls, AdaptationCalls, InferenceCalls, AccessCalls):
     """A connection to one Acclimate service. Threads may share it.
 
         with Client("127.0.0.1:50051") as client:
@@ -58,6 +59,7 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls):
         RegistryCalls.__init__(self, connection)
         AdaptationCalls.__init__(self, connection)
         InferenceCalls.__init__(self, connection)
+        AccessCalls.__init__(self, connection)
         self._check_health = connection.channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,

@@ -120,6 +120,33 @@ class InputMismatch(ServiceError):
     reason = "INPUT_MISMATCH"
 
 
+# ── the caller is not known, or may not ──────────────────────────────────────
+
+
+class Unauthenticated(ServiceError):
+    """The call shows no token, or one that is not (or no longer) good."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known, and may not do this, or not to this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class TLSUnusable(ServiceError):
+    """A certificate, a key or an authority cannot be used; the message names the file."""
+
+    reason = "TLS_UNUSABLE"
+
+
+class OpenDoor(ServiceError):
+    """The settings would let in everyone who reaches the address."""
+
+    reason = "OPEN_DOOR"
+
+
 # ── it is not there, or there already ────────────────────────────────────────
 
 
@@ -244,6 +271,16 @@ class Overloaded(ServiceError):
 
     def __init__(self, what: str, *, retry_after: float) -> None:
         super().__init__(f"{what} is full; try again in {retry_after:g} s", what=what)
+        self.retry_after = retry_after
+
+
+class RateExceeded(Overloaded):
+    """The caller sends more than its share. Carries after how many seconds to try again."""
+
+    reason = "RATE_EXCEEDED"
+
+    def __init__(self, what: str, *, retry_after: float) -> None:
+        ServiceError.__init__(self, f"too many {what}; go on in {retry_after:.3g} s", what=what)
         self.retry_after = retry_after
 
 

@@ -115,3 +115,13 @@ class JobName(_Name):
     job: str
 
     __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
+class TokenName(_Name):
+    """One way in: a secret's, or a client certificate's."""
+
+    pattern: ClassVar[str] = "tokens/{token}"
+    token: str
+
+    __str__ = _Name.__str__

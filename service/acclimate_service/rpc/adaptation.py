@@ -32,6 +32,7 @@ from acclimate_service.domain.names import (
 )
 from acclimate_service.rpc import convert_jobs as convert
 from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.caller import caller
 from acclimate_service.rpc.chunks import blob_chunks
 from acclimate_service.rpc.upload import Uploads
 from acclimate_service.rpc.watch import Watchers
@@ -79,7 +80,12 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
     async def ListDomains(
         self, request: pb.ListDomainsRequest, context: Context
     ) -> pb.ListDomainsResponse:
-        page = await self._run(self._store.domains.list, request.page_size, request.page_token)
+        page = await self._run(
+            self._store.domains.list,
+            request.page_size,
+            request.page_token,
+            within=caller().domains,
+        )
         # Without counts: a list must not read every example there is.
         return pb.ListDomainsResponse(
             domains=[convert.domain(item, None) for item in page.items],
@@ -153,6 +159,7 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         page = await self._run(
             self._store.jobs.list,
             model=ModelName.parse(request.model) if request.model else None,
+            within=caller().models,
             states=convert.job_states(request.state),
             page_size=request.page_size,
             page_token=request.page_token,

@@ -25,6 +25,7 @@ from acclimate_service import tracing
 from acclimate_service.domain.errors import InvalidSpec, ServerStopping, ServiceError
 from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Gate
+from acclimate_service.rpc.door import Door, Visit
 from acclimate_service.rpc.idle import Idle
 from acclimate_service.rpc.metrics import Metrics
 
@@ -65,8 +66,9 @@ _UNGATED: Final = Rule(gate=None, seconds=None, idle=True)
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps each method's handler, once for each call.
 
-    *rules* are by full method name (``/package.Service/Method``); *default* holds for
-    unary methods without one. Health checks pass without a gate.
+    *door* decides who may make it. *rules* are by full method name
+    (``/package.Service/Method``); *default* holds for unary methods without one. Health
+    checks pass without a gate.
 
     ``idle`` holds the waits that are broken off when the server stops.
     """
@@ -74,11 +76,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         *,
+        door: Door,
         rules: Mapping[str, Rule],
         default: Rule,
         metrics: Metrics,
         tracer: Tracer | None = None,
     ) -> None:
+        self._door = door
         self._rules = rules
         self._default = default
         self._metrics = metrics
@@ -93,13 +97,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        given = dict(handler_call_details.invocation_metadata or ()).get(REQUEST_ID_KEY, "")
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        given = metadata.get(REQUEST_ID_KEY, "")
         if not (isinstance(given, str) and fields.REQUEST_ID.fullmatch(given)):
             given = uuid.uuid4().hex
         quiet = method.startswith(_QUIET)
         call = _Call(
             method=method,
             call_id=given,
+            door=self._door,
+            metadata=metadata,
             rule=self._rules.get(method, _UNGATED if quiet else self._default),
             quiet=quiet,
             idle=self.idle,
@@ -133,6 +140,8 @@ class _Call:
         *,
         method: str,
         call_id: str,
+        door: Door,
+        metadata: Mapping[str, object],
         rule: Rule,
         quiet: bool,
         idle: Idle,
@@ -142,6 +151,8 @@ class _Call:
     ) -> None:
         self._method = method
         self._call_id = call_id
+        self._door = door
+        self._metadata = metadata
         self._rule = rule
         self._quiet = quiet
         self._idle = idle
@@ -156,30 +167,31 @@ class _Call:
 
     def unary_unary(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> Any:
-            async with self._around(context), asyncio.timeout(self._rule.seconds):
-                return await act(self._parse(raw), context)
+            async with self._around(context) as visit, asyncio.timeout(self._rule.seconds):
+                return await act(await self._admitted(raw, visit), context)
 
         return answer
 
     def stream_unary(self, act: Any) -> Any:
         async def answer(raws: AsyncIterator[bytes], context: Context) -> Any:
-            async with self._around(context), asyncio.timeout(self._rule.seconds):
-                return await act(self._messages(raws), context)
+            async with self._around(context) as visit, asyncio.timeout(self._rule.seconds):
+                return await act(self._messages(raws, visit), context)
 
         return answer
 
     def unary_stream(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
-            async with self._around(context):
-                async for message in self._written(act(self._parse(raw), context)):
+            async with self._around(context) as visit:
+                request = await self._admitted(raw, visit)
+                async for message in self._written(act(request, context)):
                     yield message
 
         return answer
 
     def stream_stream(self, act: Any) -> Any:
         async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-            async with self._around(context):
-                async for message in self._written(act(self._messages(raws), context)):
+            async with self._around(context) as visit:
+                async for message in self._written(act(self._messages(raws, visit), context)):
                     yield message
 
         return answer
@@ -187,11 +199,15 @@ class _Call:
     # ── what they share ──────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def _around(self, context: Context) -> AsyncIterator[None]:
+    async def _around(self, context: Context) -> AsyncIterator[Visit]:
         self._begin(context)
         try:
+            visit = self._door.knock(self._method, self._metadata, context)
+            visit.enter()
+            structlog.contextvars.bind_contextvars(who=visit.caller.principal.name)
             with nullcontext() if self._rule.gate is None else self._rule.gate.enter():
-                yield
+                yield visit
+            await visit.leave()
         # Everything: this is the one place behind which only the transport is left.
         except BaseException as error:  # noqa: BLE001
             await self._refuse(error, context)
@@ -206,9 +222,15 @@ class _Call:
             )
         return self._parser(raw)
 
-    async def _messages(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async def _admitted(self, raw: bytes, visit: Visit) -> Any:
+        message = self._parse(raw)
+        await visit.admit(message, len(raw))
+        return message
+
+    async def _messages(self, raws: AsyncIterator[bytes], visit: Visit) -> AsyncIterator[Any]:
         while (raw := await self._idle.wait(anext(raws, None))) is not None:
-            yield self._parse(raw)
+            # Admission may wait for its turn, which must not hold up a server that stops.
+            yield await self._idle.wait(self._admitted(raw, visit))
 
     async def _written(self, outcome: Any) -> AsyncIterator[Any]:
         """The messages of a handler, written as a generator or with ``context.write``."""
@@ -288,6 +310,10 @@ class _Call:
                 "TIME_LIMIT",
                 "the call took longer than the server allows; it may still take effect, so "
                 "repeat it with the same request_id",
+            )
+        if isinstance(error, NotImplementedError):  # a method that a newer proto has
+            return status.refusal(
+                grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", f"{self._method} is not served here"
             )
         return status.unexpected(error)
 

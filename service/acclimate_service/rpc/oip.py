@@ -20,6 +20,7 @@ from acclimate_service.domain.names import ModelName, VersionName, check_id
 from acclimate_service.rpc import convert_oip as convert
 from acclimate_service.rpc import convert_repository, status
 from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.caller import caller
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import deadline
 from acclimate_service.rpc.served import Served
@@ -109,7 +110,9 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             model_stats=[
                 convert_repository.statistics(name, counts)
                 for name, counts in sorted(counted.items())
-                if request.name in ("", name.model) and request.version in ("", name.version)
+                if request.name in ("", name.model)
+                and request.version in ("", name.version)
+                and name.model in caller().models
             ]
         )
 
@@ -202,7 +205,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         names: list[VersionName] = []
         token = ""
         while len(names) < INDEX_LIMIT:
-            page = self._store.registry.list_models(PAGE, token)
+            page = self._store.registry.list_models(PAGE, token, within=caller().models)
             for model in page.items:
                 names += self._versions(model.name)
             token = page.next_token

@@ -15,6 +15,7 @@ from acclimate.v1 import registry_pb2_grpc as pb_grpc
 from acclimate_service.domain.names import AliasName, JobName, ModelName, VersionName
 from acclimate_service.rpc import convert, fields
 from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.caller import caller
 from acclimate_service.rpc.chunks import blob_chunks
 from acclimate_service.rpc.registration import Registrations
 from acclimate_service.rpc.served import Served
@@ -62,7 +63,10 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         page = await self._lane.run(
-            self._store.registry.list_models, request.page_size, request.page_token
+            self._store.registry.list_models,
+            request.page_size,
+            request.page_token,
+            within=caller().models,
         )
         return pb.ListModelsResponse(
             models=[convert.model(item) for item in page.items], next_page_token=page.next_token
@@ -119,7 +123,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         job = JobName.parse(request.job)
         reason = fields.text("reason", request.reason, limit=REASON_LENGTH, required=True)
         version = await self._lane.run(
-            self._store.registry.force_version, job, who=caller(context), why=reason
+            self._store.registry.force_version, job, who=caller().who, why=reason
         )
         structlog.get_logger(__name__).warning(
             "version forced", job=str(job), version=str(version.name), reason=reason
@@ -131,14 +135,14 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Alias:
         alias, version, expected = convert.alias_move(request)
         moved = await self._served.promote(
-            alias, version, expect=expected, who=caller(context), why="SetAlias"
+            alias, version, expect=expected, who=caller().who, why="SetAlias"
         )
         return convert.alias(moved)
 
     async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.Alias:
         alias = AliasName.parse(request.name)
         why = fields.text("reason", request.reason, limit=REASON_LENGTH)
-        moved = await self._served.rollback(alias, who=caller(context), why=why or "RollbackAlias")
+        moved = await self._served.rollback(alias, who=caller().who, why=why or "RollbackAlias")
         return convert.alias(moved)
 
     async def ListAliases(
@@ -155,12 +159,5 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> empty_pb2.Empty:
-        await self._served.drop(
-            AliasName.parse(request.name), who=caller(context), why="DeleteAlias"
-        )
+        await self._served.drop(AliasName.parse(request.name), who=caller().who, why="DeleteAlias")
         return empty_pb2.Empty()
-
-
-def caller(context: Context) -> str:
-    """Who makes this call, for the record of changes."""
-    return f"anonymous at {context.peer()}"

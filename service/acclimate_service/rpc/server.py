@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,8 @@ from opentelemetry.trace import Tracer
 
 from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     adaptation_pb2,
     adaptation_pb2_grpc,
     inference_pb2,
@@ -26,26 +29,31 @@ from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc import reflection
+from acclimate_service.rpc.access import AccessServicer
 from acclimate_service.rpc.adaptation import AdaptationServicer
 from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.door import Door
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import InferenceServicer
 from acclimate_service.rpc.inference_metrics import InferenceCollector
 from acclimate_service.rpc.intercept import Interceptor, Rule
+from acclimate_service.rpc.keyring import Keyring
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.oip import InferenceProtocolServicer
+from acclimate_service.rpc.rates import Rates
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
 from acclimate_service.rpc.registry import RegistryServicer
 from acclimate_service.rpc.served import Served
 from acclimate_service.rpc.upload import UploadLimits, Uploads
 from acclimate_service.rpc.watch import Watchers
-from acclimate_service.store import Store
+from acclimate_service.store import Store, utc_now
 
 SERVICES: Final = (
     adaptation_pb2.DESCRIPTOR.services_by_name["AdaptationService"].full_name,
     registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
 )
 
 
@@ -73,6 +81,14 @@ class Limits:
     poll_seconds: float = 0.5
     upload: UploadLimits = UploadLimits()
     registration: RegistrationLimits = RegistrationLimits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Who is let in: with ``tokens`` whoever shows a good one, else everyone."""
+
+    tokens: bool = False
+    rates: Rates = Rates()
 
 
 def options(limits: Limits) -> list[tuple[str, int]]:
@@ -109,11 +125,12 @@ class Server:
         *,
         execution: Execution,
         limits: Limits,
+        admission: Admission = Admission(),
         tracer: Tracer | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.metrics.registry.register(InferenceCollector(pool.statistics))
-        self.health = Health(storing=SERVICES[:2], predicting=SERVICES[2:])
+        self.health = Health(storing=(*SERVICES[:2], SERVICES[4]), predicting=SERVICES[2:4])
         self._store = store
         self._limits = limits
         self._following: asyncio.Task[None] | None = None
@@ -135,8 +152,16 @@ class Server:
             health=self.health,
             metrics=self.metrics,
         )
+        self.keyring = Keyring(store, lane=self._lane, clock=utc_now)
+        self._door = Door(
+            store,
+            lane=self._lane,
+            keyring=self.keyring if admission.tokens else None,
+            rates=admission.rates,
+        )
         default = Gate("the server", limit=limits.calls)
         interceptor = Interceptor(
+            door=self._door,
             rules=rules(limits),
             default=Rule(gate=default, seconds=limits.call_seconds),
             metrics=self.metrics,
@@ -181,21 +206,29 @@ class Server:
             gate=streamed,
             version=importlib.metadata.version("acclimate"),
         )
+        access = AccessServicer(self._store, lane=self._lane, keyring=self.keyring)
         adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, self._server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         reflection.enable((*SERVICES, health.SERVICE_NAME), self._server)
 
-    def listen(self, host: str, port: int) -> int:
+    def listen(
+        self, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+    ) -> int:
         """Bind to *host* and *port*; the port, chosen freely where *port* is 0.
+
+        Without *credentials* in plain text.
 
         Raises:
             RuntimeError: the address is taken or is not this machine's.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return self._server.add_insecure_port(address)
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         """Answer health at once, and everything else when the aliases were tried.
@@ -204,6 +237,7 @@ class Server:
             StoreUnavailable: the store is out of reach.
         """
         await self.health.begin()
+        await self.keyring.catch_up()  # before the first call can come
         await self._server.start()
         await self.served.catch_up()
         await self.health.set_predicting()
@@ -231,7 +265,9 @@ class Server:
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await self._probe.run(self._store.ping)
+                await self.keyring.catch_up()
                 await self.served.catch_up()
+                await self._door.denials.flush()
             except (StoreUnavailable, Overloaded, TimeoutError) as error:
                 await self.health.set_stored(False, why=str(error) or "it does not answer")
             else:
@@ -243,6 +279,9 @@ class Server:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
+            self._following = None
+            with contextlib.suppress(StoreUnavailable, Overloaded):
+                await self._door.denials.flush(last=True)
         await asyncio.sleep(HEALTH_SECONDS)
         self._idle.stop()
         await self._server.stop(grace)
@@ -252,7 +291,7 @@ class Server:
 
 def rules(limits: Limits) -> dict[str, Rule]:
     """The methods that share no gate with the rest: one busy kind never starves another."""
-    adaptation, registry, inference, oip = (f"/{service}/" for service in SERVICES)
+    adaptation, registry, inference, oip = (f"/{service}/" for service in SERVICES[:4])
     bulk = limits.message_bytes
     loads = Rule(gate=Gate("version loading", limit=64), seconds=limits.load_seconds)
     exports = Rule(gate=Gate("the exports", limit=limits.exports), seconds=None)

@@ -20,11 +20,11 @@ from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.retention import Removed, RetentionPolicy
 from acclimate_service.store import backup, erasure, migrations, retention
 from acclimate_service.store.aliases import AliasMove
-from acclimate_service.store.audit import Audit, AuditEntry
+from acclimate_service.store.audit import Actor, Audit, AuditEntry, AuditFilter, act_as
 from acclimate_service.store.backup import Backup
 from acclimate_service.store.blobs import Blobs, BlobWriter, translated_os_errors
 from acclimate_service.store.domains import Domains, data_digest
-from acclimate_service.store.engine import Clock, Database, Transaction, open_engine
+from acclimate_service.store.engine import Clock, Database, Transaction, open_engine, utc_now
 from acclimate_service.store.erasure import Erasure
 from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
 from acclimate_service.store.jobs import Jobs
@@ -33,13 +33,16 @@ from acclimate_service.store.pages import Page
 from acclimate_service.store.queue import Census
 from acclimate_service.store.reconcile import Reconciliation, reconcile
 from acclimate_service.store.registry import Registry
+from acclimate_service.store.tokens import Minted, Tokens
 from acclimate_service.store.versions import NewVersion
 
 __all__ = [
+    "Actor",
     "AliasMove",
     "Answer",
     "Audit",
     "AuditEntry",
+    "AuditFilter",
     "Backup",
     "BlobWriter",
     "Blobs",
@@ -48,6 +51,7 @@ __all__ = [
     "Domains",
     "Erasure",
     "Jobs",
+    "Minted",
     "NewVersion",
     "Outcome",
     "Page",
@@ -56,8 +60,11 @@ __all__ = [
     "Refusal",
     "Registry",
     "Store",
+    "Tokens",
+    "act_as",
     "data_digest",
     "open_store",
+    "utc_now",
 ]
 
 
@@ -71,6 +78,7 @@ class Store:
     jobs: Jobs
     registry: Registry
     audit: Audit
+    tokens: Tokens
 
     def ping(self) -> None:
         """Say whether the store can be used.
@@ -141,6 +149,7 @@ def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Stor
         jobs=Jobs(database, blobs),
         registry=Registry(database),
         audit=Audit(database),
+        tokens=Tokens(database),
     )
 
 

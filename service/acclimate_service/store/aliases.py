@@ -16,7 +16,7 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.model import Alias
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
-from acclimate_service.store import schema, versions
+from acclimate_service.store import audit, schema, versions
 from acclimate_service.store.engine import Transaction, line
 
 
@@ -231,6 +231,8 @@ def _record(
             at=tx.now,
         )
     )
+    where = VersionName(name.model, version) if version else "nothing"
+    audit.note(tx, "move of an alias", name, detail=f"to {where}", who=who, why=why)
     return number
 
 

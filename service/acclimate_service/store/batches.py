@@ -20,7 +20,7 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.examples import EMPTY_CHAIN, LabeledBatch, Role
 from acclimate_service.domain.names import BatchName, DomainName
-from acclimate_service.store import schema
+from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction
 from acclimate_service.store.ids import new_id
 from acclimate_service.store.pages import Page, page_limit, page_number
@@ -61,7 +61,9 @@ def begin(tx: Transaction, domain: DomainName, role: Role, request_id: str) -> L
         )
         .returning(*schema.batches.c)
     )
-    return batch_of(row)
+    begun = batch_of(row)
+    audit.note(tx, "UploadBatch", begun.name, detail="opened")
+    return begun
 
 
 def commit(tx: Transaction, name: BatchName, count: int, chain: str) -> LabeledBatch:
@@ -112,7 +114,9 @@ def commit(tx: Transaction, name: BatchName, count: int, chain: str) -> LabeledB
         )
         .returning(*table.c)
     )
-    return batch_of(row)
+    committed = batch_of(row)
+    audit.note(tx, "UploadBatch", name, detail=f"committed, {committed.accepted} accepted")
+    return committed
 
 
 def abandon(tx: Transaction, name: BatchName) -> None:

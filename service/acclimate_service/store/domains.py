@@ -10,13 +10,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from acclimate_service.domain.access import EVERYTHING, Scope
 from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdReused
 from acclimate_service.domain.examples import Domain, Example, LabeledBatch, Role, Split
 from acclimate_service.domain.names import BatchName, DomainName
-from acclimate_service.store import batches, intake, schema
+from acclimate_service.store import audit, batches, intake, schema
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.intake import Outcome, Received
-from acclimate_service.store.pages import Page, page_limit
+from acclimate_service.store.pages import Page, in_scope, page_limit
 
 
 class Domains:
@@ -46,9 +47,11 @@ class Domains:
         """
         return self._database.read(_get, name)
 
-    def list(self, page_size: int = 0, page_token: str = "") -> Page[Domain]:
-        """The domains, by name."""
-        return self._database.read(_page, page_size, page_token)
+    def list(
+        self, page_size: int = 0, page_token: str = "", *, within: Scope = EVERYTHING
+    ) -> Page[Domain]:
+        """The domains *within* a scope, by name."""
+        return self._database.read(_page, page_size, page_token, within)
 
     # ── uploads ──────────────────────────────────────────────────────────────
 
@@ -152,6 +155,7 @@ def _create(
         )
         .returning(*table.c)
     )
+    audit.note(tx, "CreateDomain", name)
     return _domain_of(row)
 
 
@@ -162,9 +166,10 @@ def _get(tx: Transaction, name: DomainName) -> Domain:
     return _domain_of(row)
 
 
-def _page(tx: Transaction, page_size: int, token: str) -> Page[Domain]:
+def _page(tx: Transaction, page_size: int, token: str, within: Scope) -> Page[Domain]:
     table, limit = schema.domains, page_limit(page_size)
-    rows = tx.rows(sa.select(table).where(table.c.id > token).order_by(table.c.id).limit(limit + 1))
+    query = sa.select(table).where(table.c.id > token, in_scope(table.c.id, within))
+    rows = tx.rows(query.order_by(table.c.id).limit(limit + 1))
     return Page(
         items=tuple(_domain_of(row) for row in rows[:limit]),
         next_token=rows[limit - 1].id if len(rows) > limit else "",

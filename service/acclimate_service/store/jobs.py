@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import pydantic
 
+from acclimate_service.domain.access import EVERYTHING, Scope
 from acclimate_service.domain.errors import BlobNotFound
 from acclimate_service.domain.job import (
     EventKind,
@@ -62,12 +63,15 @@ class Jobs:
         self,
         *,
         model: ModelName | None = None,
+        within: Scope = EVERYTHING,
         states: Collection[JobState] = (),
         page_size: int = 0,
         page_token: str = "",
     ) -> Page[Job]:
         """See :func:`~acclimate_service.store.queue.page`."""
-        return self._database.read(queue.page, model, states, page_size, page_token)
+        return self._database.read(
+            queue.page, model, within, states, page_size=page_size, token=page_token
+        )
 
     def depth(self) -> dict[JobState, int]:
         """See :func:`~acclimate_service.store.queue.depth`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import sqlalchemy as sa
+
+from acclimate_service.domain.access import Scope
 from acclimate_service.domain.errors import InvalidSpec
 
 T = TypeVar("T")
@@ -42,3 +45,20 @@ def page_number(token: str) -> int | None:
     if not (token.isascii() and token.isdigit() and len(token) <= 18):
         raise InvalidSpec("page_token is not one that a list request returned")
     return int(token)
+
+
+def in_scope(column: sa.ColumnElement[str], scope: Scope) -> sa.ColumnElement[bool]:
+    """The condition that an id is in *scope*.
+
+    In the query, not afterwards: a page's size and its token must not tell of what the
+    caller may not see.
+    """
+    if scope.everything:
+        return sa.true()
+    conditions = [
+        column.startswith(pattern[:-1], autoescape=True)
+        if pattern.endswith("*")
+        else column == pattern
+        for pattern in scope.patterns
+    ]
+    return sa.or_(sa.false(), *conditions)

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from acclimate_service.domain.access import Scope
 from acclimate_service.domain.errors import (
     JobEnded,
     NotFound,
@@ -18,10 +19,10 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.job import Failure, Job, JobDraft, JobKind, JobSpec, JobState, Phase
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
-from acclimate_service.store import events, schema
+from acclimate_service.store import audit, events, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.ids import new_id
-from acclimate_service.store.pages import Page, page_limit, page_number
+from acclimate_service.store.pages import Page, in_scope, page_limit, page_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,14 @@ def enqueue(
         )
     )
     events.append_state(tx, job, JobState.QUEUED, "accepted", facts)
+    audit.note(tx, "CreateAdaptationJob", JobName(job), detail=_told(draft))
     return get(tx, JobName(job))
+
+
+def _told(draft: JobDraft) -> str:
+    """What a job is for, for the audit log."""
+    domain = draft.target or draft.source
+    return f"{draft.kind.value} {draft.model}" + (f" on {domain}" if domain else "")
 
 
 def _check_names(tx: Transaction, draft: JobDraft) -> None:
@@ -134,13 +142,15 @@ def by_request(tx: Transaction, request_id: str) -> Job | None:
 def page(
     tx: Transaction,
     model: ModelName | None,
+    within: Scope,
     states: Collection[JobState],
+    *,
     page_size: int,
     token: str,
 ) -> Page[Job]:
-    """Jobs, newest first; all of them, or of one model, or in one of *states*."""
+    """Jobs of models *within* a scope, newest first; all, or of one model, or in *states*."""
     table, limit, before = schema.jobs, page_limit(page_size), page_number(token)
-    query = sa.select(table)
+    query = sa.select(table).where(in_scope(table.c.model, within))
     if model is not None:
         query = query.where(table.c.model == model.model)
     if states:
@@ -197,6 +207,8 @@ def request_cancel(tx: Transaction, name: JobName) -> Job:
     if state.ended:
         raise JobEnded(str(name), state.value)
     table = schema.jobs
+    if not row.cancel_requested:
+        audit.note(tx, "CancelAdaptationJob", name)
     idle = tx.row(sa.select(table.c.id).where(table.c.id == name.job, claimable(tx.now)))
     if idle is not None:
         return conclude(tx, name.job, JobState.CANCELLED, "cancelled before it was finished")

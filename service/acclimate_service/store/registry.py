@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from acclimate_service.domain.access import EVERYTHING, Scope
 from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdReused
 from acclimate_service.domain.model import (
     Alias,
@@ -17,10 +18,10 @@ from acclimate_service.domain.model import (
     WeightsSource,
 )
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
-from acclimate_service.store import aliases, endings, schema, versions
+from acclimate_service.store import aliases, audit, endings, schema, versions
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.engine import Database, Transaction
-from acclimate_service.store.pages import Page, page_limit
+from acclimate_service.store.pages import Page, in_scope, page_limit
 
 
 class Registry:
@@ -50,9 +51,11 @@ class Registry:
         """
         return self._database.read(_get_model, name)
 
-    def list_models(self, page_size: int = 0, page_token: str = "") -> Page[Model]:
-        """The models, by name."""
-        return self._database.read(_page_models, page_size, page_token)
+    def list_models(
+        self, page_size: int = 0, page_token: str = "", *, within: Scope = EVERYTHING
+    ) -> Page[Model]:
+        """The models *within* a scope, by name."""
+        return self._database.read(_page_models, page_size, page_token, within)
 
     # ── versions ─────────────────────────────────────────────────────────────
 
@@ -160,6 +163,7 @@ def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:
         )
         .returning(*table.c)
     )
+    audit.note(tx, "RegisterModel", model.name)
     return _model_of(row)
 
 
@@ -189,9 +193,10 @@ def _get_model(tx: Transaction, name: ModelName) -> Model:
     return _model_of(row)
 
 
-def _page_models(tx: Transaction, page_size: int, token: str) -> Page[Model]:
+def _page_models(tx: Transaction, page_size: int, token: str, within: Scope) -> Page[Model]:
     table, limit = schema.models, page_limit(page_size)
-    rows = tx.rows(sa.select(table).where(table.c.id > token).order_by(table.c.id).limit(limit + 1))
+    query = sa.select(table).where(table.c.id > token, in_scope(table.c.id, within))
+    rows = tx.rows(query.order_by(table.c.id).limit(limit + 1))
     return Page(
         items=tuple(_model_of(row) for row in rows[:limit]),
         next_token=rows[limit - 1].id if len(rows) > limit else "",

@@ -271,3 +271,22 @@ audit = sa.Table(
     sa.Column("why", sa.Text(), nullable=False),
     sa.Column("origin", sa.Text(), nullable=False),  # from where: a peer address
 )
+
+# A secret's digest, or a certificate's subject, and what its holder may do. Rows stay.
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.Text(), primary_key=True),
+    sa.Column("principal", sa.Text(), nullable=False, index=True),
+    sa.Column("roles", sa.JSON(), nullable=False),
+    sa.Column("models", sa.JSON(), nullable=False),
+    sa.Column("domains", sa.JSON(), nullable=False),
+    sa.Column("certificate", sa.Text(), nullable=False),  # empty: it has a secret
+    sa.Column("digest", sa.Text(), nullable=False),  # sha256 of the secret, in hex
+    sa.Column("created_at", Instant(), nullable=False),
+    sa.Column("created_by", sa.Text(), nullable=False),
+    sa.Column("expires_at", Instant()),
+    sa.Column("revoked_at", Instant()),
+    # Grows with every change of any token, in the order of commits (as alias moves do).
+    sa.Column("revision", sa.BigInteger(), nullable=False, unique=True),
+)

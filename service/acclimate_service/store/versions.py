@@ -12,7 +12,7 @@ from acclimate_service.domain.errors import NotFound, VersionInUse, VersionNotFo
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.model import Manifest, ModelVersion, Origin
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
-from acclimate_service.store import schema
+from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.pages import Page, page_limit, page_number
 
@@ -78,6 +78,8 @@ def create(
         .returning(*schema.versions.c)
     )
     _complete_model(tx, row, name, manifest, job)
+    how = new.origin.value.lower()
+    audit.note(tx, "new version", name, detail=f"{how}, of {job}", who=str(job), why=forced_reason)
     return version_of(written)
 
 
@@ -167,6 +169,7 @@ def delete(tx: Transaction, name: VersionName) -> None:
         if found is not None:
             raise VersionInUse(f"{name} is needed by {what}{found}", name=name, by=what + found)
     tx.run(sa.delete(table).where(table.c.model == name.model, table.c.id == name.version))
+    audit.note(tx, "DeleteModelVersion", name)
 
 
 def lineage(tx: Transaction, name: VersionName) -> tuple[ModelVersion, ...]:

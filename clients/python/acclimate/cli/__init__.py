@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from acclimate.cli import (
+    access,
     demo,
     doctor,
     domains,
@@ -56,6 +57,7 @@ def acclimate(
 
 
 _RUNNING = "Run the service"
+_ACCESS = "Who may do what"
 _MODELS = "Models and what is served"
 _IMAGES = "Images and domains"
 _JOBS = "Adaptation"
@@ -85,6 +87,9 @@ app.command(rich_help_panel=_JOBS)(jobs.adapt)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=_JOBS)
 app.command(rich_help_panel=_JOBS)(jobs.report)
 app.add_typer(guard.app, name="guard", rich_help_panel=_JOBS)
+
+app.add_typer(access.app, name="tokens", rich_help_panel=_ACCESS)
+app.command(rich_help_panel=_ACCESS)(access.audit)
 
 
 def main() -> None:

@@ -14,10 +14,9 @@ from rich.table import Table
 from acclimate.cli import progress, verdict
 from acclimate.cli.options import AsJson, connect
 from acclimate.cli.output import console, percent, print_json, short
-from acclimate.cli.processes import environment, require_both
+from acclimate.cli.processes import PORT_FILE, environment, require_both
 from acclimate.cli.refusals import Exit, complain, exit_of_job, usage
 from acclimate.cli.supervisor import Supervisor, free_port
-from acclimate.cli.up import is_ready
 
 if TYPE_CHECKING:
     from acclimate.demo.walk import Accuracies, Outcome
@@ -52,7 +51,7 @@ def demo(
     say, follow = (_silent, _silent) if as_json else (_say, progress.follow)
     with (home / MARK).open("wb") as log, Supervisor(env, log) as supervisor:
         say(f"0. A server and a worker start on port {port}; all they keep is in {home}/")
-        target = _start(supervisor, f"127.0.0.1:{port}", home / MARK)
+        target = _start(supervisor, f"127.0.0.1:{port}", home)
         with supervisor.tended(), connect(target) as client:
             outcome = walk(client, home, Plan(), Stage(say=say, follow=follow), threads=threads)
     seconds = time.monotonic() - began
@@ -72,12 +71,12 @@ def _make_anew(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
 
 
-def _start(supervisor: Supervisor, target: str, log: Path) -> str:
+def _start(supervisor: Supervisor, target: str, home: Path) -> str:
     until = time.monotonic() + START_SECONDS
-    while not is_ready(target):
+    while not (home / PORT_FILE).is_file():
         supervisor.tend()
         if time.monotonic() > until or supervisor.serve.failures:
-            complain("NOT_STARTED", f"the server does not start; see {log}")
+            complain("NOT_STARTED", f"the server does not start; see {home / MARK}")
             raise typer.Exit(Exit.REFUSED)
         time.sleep(0.1)
     return target

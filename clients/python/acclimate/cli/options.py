@@ -30,7 +30,8 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
 
     Secrets come from the environment, since a command line is for all to see:
     ``ACCLIMATE_TOKEN``, and for TLS ``ACCLIMATE_TLS_CA`` with, for mTLS,
-    ``ACCLIMATE_TLS_CERTIFICATE`` and ``ACCLIMATE_TLS_KEY``.
+    ``ACCLIMATE_TLS_CERTIFICATE`` and ``ACCLIMATE_TLS_KEY``. ``ACCLIMATE_TLS_NAME`` is the
+    name in the server's certificate where it is not the one that is called.
     """
     from acclimate import TLS, Client
 
@@ -38,7 +39,8 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
         return Path(os.environ[name]) if os.environ.get(name) else None
 
     ca, certificate = path("ACCLIMATE_TLS_CA"), path("ACCLIMATE_TLS_CERTIFICATE")
-    tls = TLS(ca=ca, certificate=certificate, key=path("ACCLIMATE_TLS_KEY"))
+    name = os.environ.get("ACCLIMATE_TLS_NAME", "")
+    tls = TLS(ca=ca, certificate=certificate, key=path("ACCLIMATE_TLS_KEY"), name=name)
     try:
         return Client(
             server,

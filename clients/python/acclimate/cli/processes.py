@@ -13,6 +13,8 @@ from acclimate.cli.extras import require
 
 SERVE_NEEDS = ("grpc_health", "numpy", "onnxruntime", "PIL", "pydantic_settings", "sqlalchemy")
 WORK_NEEDS = ("onnx", "safetensors", "timm", "torch", "torchvision")
+# In the home folder, written by the server once it is ready.
+PORT_FILE = "serve.port"
 
 Home = Annotated[
     Path | None,
@@ -20,6 +22,15 @@ Home = Annotated[
 ]
 DatabaseUrl = Annotated[
     str | None, typer.Option(help="An SQLAlchemy URL; unset: SQLite in the home folder.")
+]
+
+
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Allow an address that other machines reach without TLS or tokens.",
+    ),
 ]
 
 
@@ -57,10 +68,12 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Predictions at once.")] = None,
     database_url: DatabaseUrl = None,
+    insecure: Insecure = False,
 ) -> None:
     """Run the serving process: gRPC, predictions, uploads. It never loads torch.
 
-    Every further setting is an environment variable ACCLIMATE_<NAME>.
+    Every further setting is an environment variable ACCLIMATE_<NAME>; TLS and tokens
+    are in docs/security.md.
 
     Example: acclimate serve --home /var/lib/acclimate --port 50051
     """
@@ -74,6 +87,7 @@ def serve(
         provider=provider,
         threads=threads,
         database_url=database_url,
+        insecure=insecure or None,
     )
 
 

@@ -10,9 +10,15 @@ from typing import Annotated
 
 import typer
 
-from acclimate.cli.options import AsJson, connect
+from acclimate.cli.options import AsJson
 from acclimate.cli.output import console, print_json
-from acclimate.cli.processes import DatabaseUrl, environment, require_both
+from acclimate.cli.processes import (
+    PORT_FILE,
+    DatabaseUrl,
+    Insecure,
+    environment,
+    require_both,
+)
 from acclimate.cli.refusals import Exit, complain, usage
 from acclimate.cli.supervisor import TEND_SECONDS, Supervisor, free_port, is_taken
 
@@ -50,6 +56,7 @@ def up(
         typer.Option(envvar="ACCLIMATE_PROVIDER", help="Where to predict: cpu, cuda, tensorrt."),
     ] = "cpu",
     database_url: DatabaseUrl = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole service on this machine: one server, one worker, one folder.
@@ -73,14 +80,19 @@ def up(
         device=device,
         provider=provider,
         database_url=database_url,
+        insecure=insecure or None,
     )
+    # The server writes it once it is ready. Its health would say as much, but not to us
+    # where it asks for a client's certificate.
+    announced = home / PORT_FILE
+    announced.unlink(missing_ok=True)
     asked = _Asked()
     supervisor = Supervisor(env, sys.stderr)
     ready = False
     while not asked.times:
         supervisor.tend()
         if not ready:
-            ready = is_ready(target)
+            ready = announced.is_file()
             if ready:
                 _announce(supervisor, target, home, as_json=as_json)
             elif supervisor.serve.failures >= START_FAILURES:
@@ -89,17 +101,6 @@ def up(
                 raise typer.Exit(Exit.REFUSED)
         time.sleep(TEND_SECONDS)
     supervisor.stop(hurry=lambda: asked.times > 1)
-
-
-def is_ready(target: str) -> bool:
-    """Whether the service at *target* says that it can answer."""
-    from acclimate.errors import AcclimateError
-
-    try:
-        with connect(target, timeout=1.0, retries=0) as client:
-            return client.health().serving
-    except AcclimateError:  # not yet
-        return False
 
 
 def _announce(supervisor: Supervisor, target: str, home: Path, *, as_json: bool) -> None:

@@ -1,0 +1,83 @@
+"""How much each caller may send: a token bucket for requests, one for uploaded bytes.
+
+What opens a call over its share is refused with the time to wait; within a stream the
+next message is only read once there is room, so that the transport holds the client
+back and nothing that was sent is thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from acclimate_service.domain.errors import RateExceeded
+
+CALLERS: Final = 10_000  # remembered; who was away for long begins with a full bucket
+BURST_SECONDS: Final = 2.0  # of the rate, which may come at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one principal may send in a second; None: as much as the server's bounds allow."""
+
+    requests: float | None = None
+    upload_bytes: float | None = None
+
+
+class Bucket:
+    """Fills at *rate* a second up to *rate* times ``BURST_SECONDS``; may go into debt once."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate * BURST_SECONDS)
+        self._level = self._most
+        self._at = now
+
+    def wait(self, now: float) -> float:
+        """The seconds until something may be taken."""
+        self._level = min(self._most, self._level + (now - self._at) * self._rate)
+        self._at = now
+        return 0.0 if self._level > 0 else (1e-3 - self._level) / self._rate
+
+    def take(self, amount: float) -> None:
+        """Take *amount*, be it more than there is: what follows waits the longer."""
+        self._level -= amount
+
+
+class Meter:
+    """One kind of amount, by caller. Belongs to one event loop."""
+
+    def __init__(
+        self, what: str, rate: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._what = what
+        self._rate = rate
+        self._clock = clock
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def spend(self, caller: str, amount: float) -> None:
+        """Take *amount* of what *caller* has.
+
+        Raises:
+            RateExceeded: the caller has nothing left.
+        """
+        wait = self.pace(caller, 0)
+        if wait > 0:
+            raise RateExceeded(self._what, retry_after=wait)
+        self.pace(caller, amount)
+
+    def pace(self, caller: str, amount: float) -> float:
+        """Take *amount* whatever there is; the seconds to wait before the next."""
+        if self._rate is None:
+            return 0.0
+        now = self._clock()
+        bucket = self._buckets.pop(caller, None) or Bucket(self._rate, now)
+        self._buckets[caller] = bucket
+        if len(self._buckets) > CALLERS:
+            self._buckets.popitem(last=False)
+        bucket.wait(now)
+        bucket.take(amount)
+        return bucket.wait(now)
