@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 
 from acclimate import _wire_access
 from acclimate._connection import Connection
-from acclimate.resources import AccessRole, AuditEntry, Token
+from acclimate.tokens import AccessRole, AuditEntry, Token
 from acclimate.v1 import access_pb2, access_pb2_grpc
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 
 from google.protobuf import timestamp_pb2
 
-from acclimate.resources import AccessRole, AuditEntry, Token
+from acclimate.tokens import AccessRole, AuditEntry, Token
 from acclimate.v1 import access_pb2
 
 

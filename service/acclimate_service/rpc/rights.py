@@ -171,6 +171,7 @@ _REGISTRY: Final = {
 _INFERENCE: Final = {
     "Predict": _right(PREDICT, models=("model",)),
     "PredictStream": _right(PREDICT, models=("model",)),
+    "ListVersionStatistics": _right(*ANY, models=("parent",)),
 }
 
 _OIP: Final = {

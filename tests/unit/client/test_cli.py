@@ -22,7 +22,9 @@ COMMANDS = [
     ["up"], ["serve"], ["work"], ["health"], ["demo"], ["register"], ["models"], ["versions"],
     ["aliases"], ["promote"], ["rollback"], ["export"], ["predict"], ["upload"], ["adapt"],
     ["report"], ["stats"], ["domains"], ["domains", "create"], ["domains", "get"], ["jobs"],
+    ["tokens", "create"], ["tokens", "list"], ["tokens", "rotate"], ["tokens", "revoke"],
     ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
+    ["audit"],
 ]  # fmt: skip
 PROCESSES = (["serve"], ["work"])  # they only log
 

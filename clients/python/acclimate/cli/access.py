@@ -18,7 +18,7 @@ from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import console, plain, print_json, print_table
 from acclimate.cli.processes import SERVE_NEEDS, DatabaseUrl, environment
 from acclimate.cli.refusals import Exit, complain, usage
-from acclimate.resources import AccessRole, Token
+from acclimate.tokens import AccessRole, Token
 
 app = typer.Typer(help="Who may do what: make, list, rotate and end tokens.", no_args_is_help=True)
 
