@@ -17,6 +17,7 @@ from acclimate_service.training.trunk import Shown, Trunk
 
 EVALUATION_BATCH = 64
 SOFTNESS = 0.5  # logits, where no incumbent's margins give the scale
+_WORST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,11 @@ def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores
         margin.append(_margins(logits, labels).double().cpu().numpy())
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         nll.append(losses.double().cpu().numpy())
-    return Scores(margin=np.concatenate(margin), nll=np.concatenate(nll))
+    # An answer that is no number is wrong, and as bad as can be: comparisons stay sound.
+    return Scores(
+        margin=np.nan_to_num(np.concatenate(margin), nan=-_WORST),
+        nll=np.nan_to_num(np.concatenate(nll), nan=_WORST, posinf=_WORST),
+    )
 
 
 def answers(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Tensor:

@@ -142,3 +142,19 @@ def test_a_line_is_measured_from_the_incumbent_to_the_candidate_and_comes_back()
     again = Blend.resumed(found.summary(), found.state)
     assert again.summary() == found.summary()
     assert again.chosen == found.chosen
+
+
+def test_a_point_that_answers_no_number_is_never_taken():
+    net = tiny.incumbent()
+    stock = tiny.target_stock()
+    trunk = tiny.trunk(net)
+    before = stand(trunk, stock, boundary=0, run=tiny.run())
+    candidate = tiny.learn("tail", epochs=1)
+    broken = {name: t * float("nan") if t.is_floating_point() else t
+              for name, t in candidate.state.items()}  # fmt: skip
+    found = blend(
+        net, dataclasses.replace(candidate, state=broken), origin=tiny.incumbent_state(),
+        before=before, stock=stock, trunk=trunk, tolerance=Tolerance(), run=tiny.run(),
+    )  # fmt: skip
+    assert found.alpha == 0.0
+    assert found.curve[-1].target_accuracy == 0.0
