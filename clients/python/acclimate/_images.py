@@ -38,13 +38,14 @@ ONE = (bytes, bytearray, memoryview, str, os.PathLike, Pixels)  # for isinstance
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What to answer beside the likeliest labels, and how many of those."""
+    """What to answer beside the likeliest labels, how many of those, and how urgently."""
 
     model: str
     top_k: int
     probabilities: bool
     logits: bool
     embeddings: bool
+    priority: int
 
     def request(
         self, contents: list[bytes], shape: tuple[int, ...]
@@ -56,6 +57,7 @@ class Wanted:
             probabilities=self.probabilities,
             logits=self.logits,
             embeddings=self.embeddings,
+            priority=self.priority,
         )
         if shape:
             request.tensor.shape[:] = (len(contents), *shape)

@@ -33,6 +33,7 @@ class InferenceCalls:
         probabilities: bool = False,
         logits: bool = False,
         embeddings: bool = False,
+        priority: int = 2,
         timeout: float | None = None,
     ) -> list[Prediction]:
         """Predict on images, in their order; many images travel in several requests.
@@ -45,6 +46,7 @@ class InferenceCalls:
             probabilities: also return every label's probability.
             logits: also return the logits.
             embeddings: also return the pooled features.
+            priority: 1 goes before 2, and 2 before 3, while requests wait.
             timeout: seconds for each request; None means the client's.
 
         Raises:
@@ -59,6 +61,7 @@ class InferenceCalls:
             probabilities=probabilities,
             logits=logits,
             embeddings=embeddings,
+            priority=priority,
         )
         found: list[Prediction] = []
         for request in _images.requests(images, wanted, at_most=_images.REQUEST_IMAGES):
@@ -77,6 +80,7 @@ class InferenceCalls:
         probabilities: bool = False,
         logits: bool = False,
         embeddings: bool = False,
+        priority: int = 2,
     ) -> Iterator[Prediction | Refusal]:
         """Predict on a stream of images: one answer each, in their order, as they come.
 
@@ -93,6 +97,7 @@ class InferenceCalls:
             probabilities=probabilities,
             logits=logits,
             embeddings=embeddings,
+            priority=priority,
         )
         sending = _Sending(_images.requests(images, wanted, at_most=1))
         call = self._inference.PredictStream(

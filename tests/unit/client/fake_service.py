@@ -430,6 +430,7 @@ class Service(
     ) -> Iterator[inference_pb2.PredictStreamResponse]:
         def counted() -> Iterator[inference_pb2.PredictRequest]:
             for request in request_iterator:
+                self.seen.append(("PredictStream", request))
                 with self.lock:
                     self.outstanding += 1
                     self.most_outstanding = max(self.most_outstanding, self.outstanding)

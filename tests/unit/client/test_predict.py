@@ -29,6 +29,12 @@ def test_paths_and_bytes_are_sent_as_they_are(
     assert second.version == "models/digits/versions/2"
 
 
+def test_how_urgent_a_request_is_travels_with_it(service: Service, client: Client) -> None:
+    client.predict("digits", b"x", priority=1)
+    list(client.predict_stream("digits", [b"x"], priority=3))
+    assert [request.priority for request in sent(service)] == [1, 3]
+
+
 def test_one_image_needs_no_list(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"x")
