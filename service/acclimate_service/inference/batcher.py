@@ -87,7 +87,8 @@ class Batcher:
         self._room = room
         self._batching = batching
         self._clock = clock
-        self._inside = 0  # images; touched on the event loop only
+        # Images by priority; touched on the event loop only.
+        self._inside = dict.fromkeys(PRIORITIES, 0)
         self._seconds = 0.0  # running mean of a thread's seconds an image
         self._queue: list[tuple[int, int, _Work]] = []  # a heap: priority, number
         self._numbers = itertools.count()
@@ -107,7 +108,7 @@ class Batcher:
     @property
     def inside(self) -> int:
         """Images that wait or run."""
-        return self._inside
+        return sum(self._inside.values())
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -137,12 +138,12 @@ class Batcher:
         outputs = tuple(outputs)
         _check(classifier, images, outputs)
         count = len(images)
-        self._admit(count, deadline)
-        self._inside += count
+        self._admit(count, deadline, priority)
+        self._inside[priority] += count
         try:
             return await self._run(classifier, images, outputs, deadline, priority)
         finally:
-            self._inside -= count
+            self._inside[priority] -= count
 
     async def close(self) -> None:
         """Finish what is inside, take nothing new, and end the threads."""
@@ -156,10 +157,13 @@ class Batcher:
 
     # ── on the event loop ────────────────────────────────────────────────────
 
-    def _admit(self, count: int, deadline: float | None) -> None:
-        wait = self._inside * self._seconds / len(self._threads)
+    def _admit(self, count: int, deadline: float | None, priority: int) -> None:
+        inside = self.inside
+        # What is less urgent delays no more than it has running.
+        ahead = sum(n for level, n in self._inside.items() if level <= priority)
+        wait = min(inside, ahead + len(self._threads)) * self._seconds / len(self._threads)
         # A request larger than the room is taken when it would be alone.
-        full = self._inside > 0 and self._inside + count > self._room
+        full = inside > 0 and inside + count > self._room
         if full or self._closed:
             raise Overloaded("the queue of images to classify", retry_after=_within(wait))
         if deadline is None:
@@ -167,7 +171,7 @@ class Batcher:
         left = deadline - self._clock()
         # While a thread is free nothing is predicted: after one slow run, say the first
         # on a GPU, predictions from it would refuse all the runs that could correct them.
-        busy = self._inside >= len(self._threads)
+        busy = inside >= len(self._threads)
         if left <= 0 or (busy and wait + self._seconds > left):
             raise DeadlineTooShort(
                 f"the deadline is in {left:.3f} s and the queue lasts about {wait:.3f} s; allow "

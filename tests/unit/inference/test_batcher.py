@@ -244,8 +244,15 @@ def test_what_the_queue_would_outlast_is_refused_before_it_waits() -> None:
         in_time = asyncio.create_task(
             batcher.submit(gate, image(8), deadline=time.monotonic() + 100)
         )
+        # Five are before an ordinary request, but only the one that runs before an urgent one.
+        soon = time.monotonic() + 5.5 * batcher._seconds
+        with pytest.raises(DeadlineTooShort):
+            await batcher.submit(gate, image(9), deadline=soon)
+        urgent = asyncio.create_task(batcher.submit(gate, image(6), deadline=soon, priority=1))
+        await until(lambda: batcher.inside == 7)
         gate.through.set()
-        await asyncio.gather(*busy, in_time)
+        await asyncio.gather(*busy, in_time, urgent)
+        assert gate.runs[2] == [6]
         # An idle thread takes what the mean alone would refuse.
         await batcher.submit(gate, image(7), deadline=time.monotonic() + 0.2)
         await batcher.close()
