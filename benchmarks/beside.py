@@ -1,10 +1,12 @@
 """What a training job on the same machine costs those who ask for predictions, and what it gets.
 
-    ./run bench beside [--seconds S] [--load SHARE] [--strangers N] [--quick] [--json PATH]
+    ./run bench beside [--seconds S] [--rounds N] [--load SHARE]
+                       [--strangers N] [--quick] [--json PATH]
 
 EfficientNet-Lite0 answers at a share of what the server can do (h2load, on the same
-cores), without a job, and beside one that trains all of the same network on digits at
-160 pixels. What the job gets is told as its epochs and its processor seconds a second:
+cores), in turns beside a job that trains all of the same network on digits at 160 pixels,
+and while that is stopped (SIGSTOP): so what else the machine does weighs on both alike.
+What the job gets is told as its epochs and its processor seconds a second:
 without requests, beside them, and beside N processes of strangers that do nothing but
 compute at the usual priority. Settings of the worker come from the environment, as always.
 """
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from benchmarks import standing
 from benchmarks.load import Load, call, h2load
 
@@ -36,7 +40,7 @@ from acclimate_service.worker.turns import WINDOW_SECONDS
 PREDICT = "/acclimate.v1.InferenceService/Predict"
 CLIENTS = 8
 TRAINED = "digits"
-STRATEGY = "full"
+STRATEGY = "naive"  # all of the network, from the first step
 START_SECONDS = 300.0
 
 T = TypeVar("T")
@@ -57,11 +61,10 @@ class Training:
         for event in self._job.watch():
             if event.kind is EventKind.EPOCH:
                 self._epochs += 1
-            if event.kind is EventKind.EPOCH and event.facts.get("strategy") == STRATEGY:
-                self._began.set()  # the head is done, and now all of the network moves
+                self._began.set()
 
     def wait(self) -> None:
-        """Return when the whole network is being trained."""
+        """Return after the first epoch."""
         if not self._began.wait(START_SECONDS):
             raise TimeoutError(f"the job does not train: {self._job.refresh().snapshot}")
 
@@ -75,15 +78,30 @@ class Training:
             "epochs": (self._epochs - epochs) / seconds,
         }
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have the trainer stand still."""
+        trainers = [pid for pid, _ in self._children()]
+        for pid in trainers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in trainers:
+                os.kill(pid, signal.SIGCONT)
+
     def _processor_seconds(self) -> float:
         """What the worker's children have computed so far."""
-        found = 0.0
+        return sum(seconds for _, seconds in self._children())
+
+    def _children(self) -> Iterator[tuple[int, float]]:
+        """The worker's children, each with its processor seconds."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 fields = stat.read_text().rpartition(")")[2].split()
                 if int(fields[1]) == self._worker:
-                    found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return found
+                    ticks = int(fields[11]) + int(fields[12])
+                    yield int(stat.parent.name), ticks / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
         """Cancel the job and see it gone."""
@@ -106,13 +124,14 @@ def main() -> None:
     """Measure once and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30, help="for each row")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--load", type=float, default=0.5, help="of what the server can do")
     parser.add_argument("--strangers", type=int, default=10)
-    parser.add_argument("--quick", action="store_true", help="five seconds a row")
+    parser.add_argument("--quick", action="store_true", help="one round of five seconds")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
-        given.seconds = 5
+        given.seconds, given.rounds = 5, 1
     with tempfile.TemporaryDirectory(prefix="beside-") as folder:
         home = Path(folder)
         standing.register(home)
@@ -123,7 +142,7 @@ def main() -> None:
 
 
 def walk(given: argparse.Namespace, home: Path) -> dict[str, Any]:
-    """Without a job, beside it, and without it again."""
+    """Start everything, measure in turns, and end it."""
     pixels = standing.pixels(standing.jpeg())
     tensor = inference_pb2.Tensor(shape=pixels.shape, pixels=pixels.tobytes())
     request = inference_pb2.PredictRequest(model=f"models/{standing.MODEL}", tensor=tensor)
@@ -132,27 +151,39 @@ def walk(given: argparse.Namespace, home: Path) -> dict[str, Any]:
         rate = given.load * h2load(to, clients=CLIENTS, requests=300).rate
 
         def predict() -> Load:
-            count = int(rate * given.seconds)
+            count = int(rate * given.seconds / given.rounds)
             return h2load(to, clients=CLIENTS, requests=count, rate=rate)
 
-        usual = [predict()]
+        usual, loaded, shared = [], [], []
         with standing.ours("work", home) as worker:
             training = Training(worker.pid, start(client))
             training.wait()
             _, alone = training.beside(lambda: time.sleep(given.seconds))
-            loaded, shared = training.beside(predict)
+            for _ in range(given.rounds):
+                with training.stopped():
+                    usual.append(predict())
+                load, got = training.beside(predict)
+                loaded.append(load)
+                shared.append(got)
             with strangers(given.strangers):
                 # Long enough for the worker to notice that its trainer gets no turns, and
                 # for the next one to come as far.
                 time.sleep(2 * WINDOW_SECONDS)
                 _, crowded = training.beside(lambda: time.sleep(given.seconds))
             training.end()
-        usual.append(predict())
     return {
         "rate": rate,
-        "p50": {"without": _mean(usual, 50), "beside": loaded.percentile(50)},
-        "p99": {"without": _mean(usual, 99), "beside": loaded.percentile(99)},
-        "training": {"alone": alone, "beside requests": shared, "beside strangers": crowded},
+        "ms": {
+            f"p{share}": {"without": _of(usual, share), "beside": _of(loaded, share)}
+            for share in (50, 90, 99)
+        },
+        "training": {
+            "alone": alone,
+            "beside requests": {
+                name: sum(got[name] for got in shared) / len(shared) for name in alone
+            },
+            "beside strangers": crowded,
+        },
     }
 
 
@@ -172,17 +203,17 @@ def start(client: Client) -> Job:
     return client.adapt(TRAINED, TRAINED, strategy=STRATEGY, epochs=400)
 
 
-def _mean(loads: list[Load], share: float) -> float:
-    return sum(load.percentile(share) for load in loads) / len(loads)
+def _of(loads: list[Load], share: float) -> float:
+    """A percentile over the requests of all rounds."""
+    return float(np.percentile(np.concatenate([load.milliseconds for load in loads]), share))
 
 
 def show(found: dict[str, Any]) -> None:
     """Print what was found."""
     print(f"{found['rate']:.0f} requests a second")
-    for name in ("p50", "p99"):
-        without, beside = found[name]["without"], found[name]["beside"]
-        print(f"{name}: {without:.1f} ms without a job, {beside:.1f} beside one "
-              f"({beside / without:.2f} times)")  # fmt: skip
+    for name, times in found["ms"].items():
+        print(f"{name}: {times['without']:.1f} ms without a job, {times['beside']:.1f} beside one "
+              f"({times['beside'] / times['without']:.2f} times)")  # fmt: skip
     for name, got in found["training"].items():
         print(f"training {name}: {got['processors']:.2f} processors, "
               f"{60 * got['epochs']:.1f} epochs a minute")  # fmt: skip

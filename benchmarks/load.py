@@ -57,8 +57,8 @@ def call(port: int, method: str, request: bytes) -> Call:
 def h2load(to: Call, *, clients: int, requests: int, rate: float | None = None) -> Load:
     """Send *requests*, one at a time from each of so many *clients*, and wait for all.
 
-    As fast as they are answered; or so many a second in all as *rate* says, rounded to
-    what each client can send evenly.
+    As fast as they are answered; or *rate* a second, evenly, over one connection and with
+    as many under way at most (clients that pace themselves would all send at one moment).
 
     Raises:
         RuntimeError: h2load is not installed, or an answer is missing or of another size.
@@ -70,10 +70,12 @@ def h2load(to: Call, *, clients: int, requests: int, rate: float | None = None) 
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(struct.pack(">?I", False, len(to.request)) + to.request)
         words = [word for header in HEADERS for word in ("-H", header)]
-        if rate is not None:
-            words += ["--rps", str(max(round(rate / clients), 1))]
+        if rate is None:
+            words += ["-c", str(clients), "-m", "1"]
+        else:
+            words += ["-c", "1", "-m", str(clients), "--rps", str(max(round(rate), 1))]
         ran = subprocess.run(
-            [program, "-t", "1", "-m", "1", "-c", str(clients), "-n", str(requests), *words,
+            [program, "-t", "1", "-n", str(requests), *words,
              "-d", str(body), f"--log-file={log}", f"http://127.0.0.1:{to.port}{to.method}"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
