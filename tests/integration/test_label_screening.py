@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,20 +38,17 @@ def shots(examples: Iterable[Any], *, dark: bool = False) -> list[Shot]:
     return found
 
 
-def flipped(given: list[Shot], share: float, seed: int = 0) -> tuple[list[Shot], set[str]]:
+def flipped(
+    given: list[Shot], share: float, *, labels: Sequence[str] = digits.LABELS, seed: int = 0
+) -> tuple[list[Shot], set[str]]:
     """The shots, that share of them with another label; and which."""
     generator = np.random.default_rng(seed)
     wrong = set(generator.choice(len(given), round(share * len(given)), replace=False).tolist())
-    changed = [
-        Shot(
-            image=shot.image,
-            label=str((int(shot.label) + int(generator.integers(1, 10))) % 10)
-            if place in wrong
-            else shot.label,
-            id=shot.id,
-        )
-        for place, shot in enumerate(given)
-    ]
+    changed = []
+    for place, shot in enumerate(given):
+        by = int(generator.integers(1, len(labels))) if place in wrong else 0
+        moved = labels[(labels.index(shot.label) + by) % len(labels)]
+        changed.append(replace(shot, label=moved))
     return changed, {given[place].id for place in wrong}
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import grpc
 import pytest
@@ -20,8 +21,10 @@ from tests.integration.rpc_server import (
 )
 
 from acclimate.v1 import adaptation_pb2 as pb
+from acclimate.v1 import registry_pb2
 from acclimate_service.domain.job import EventKind, Failure, JobState, Lease, Phase
 from acclimate_service.domain.names import JobName
+from acclimate_service.store.audit import AuditFilter
 
 Job = pb.AdaptationJob
 
@@ -129,6 +132,51 @@ def test_a_job_shows_the_guard_that_it_will_be_judged_by(service: Service) -> No
     job = create(service, name, stocked(service, "site"), spec=spec)
     assert job.spec.guard_preset == "exploratory"
     assert dict(job.spec.guard_overrides) == {"first_minimum": 12, "reason": "a small site"}
+
+
+def test_a_models_policy_is_recorded_and_its_jobs_take_it_over(service: Service) -> None:
+    name = model(service.store, "policed", labels=())
+    where = stocked(service, "site-of-policed")
+    limits = struct_pb2.Struct()
+    limits.update({"first_minimum": 50})
+    asked = registry_pb2.SetModelGuardRequest(
+        name=str(name), preset="strict", overrides=limits, reason="it sorts medicines"
+    )
+    shown = service.registry.SetModelGuard(asked, timeout=10)
+    expected = {"first_minimum": 50, "reason": "it sorts medicines"}
+    assert (shown.guard_preset, dict(shown.guard_overrides)) == ("strict", expected)
+    (line,) = service.store.audit.list(AuditFilter(subject=str(name), action="SetModelGuard")).items
+    assert line.action == "SetModelGuard"
+    assert line.who
+    assert "strict" in line.why
+    assert "first_minimum" in line.why
+    assert "it sorts medicines" in line.why
+    job = create(service, name, where)
+    assert (job.spec.guard_preset, dict(job.spec.guard_overrides)) == ("strict", expected)
+    other = create(service, name, where, spec=pb.AdaptationSpec(guard_preset="balanced"))
+    assert (other.spec.guard_preset, dict(other.spec.guard_overrides)) == ("balanced", {})
+
+
+def test_a_policy_without_a_reason_or_with_a_limit_that_is_none_is_refused(
+    service: Service,
+) -> None:
+    name = str(model(service.store, "unpoliced", labels=()))
+    unknown, absurd = struct_pb2.Struct(), struct_pb2.Struct()
+    unknown.update({"no_such_limit": 1})
+    absurd.update({"source_margin": 7})
+    for wrong in (
+        {"reason": ""},
+        {"reason": "why", "preset": "lenient"},
+        {"reason": "why", "overrides": unknown},
+        {"reason": "why", "overrides": absurd},
+    ):
+        request = registry_pb2.SetModelGuardRequest(name=name, **wrong)
+        code, info = refusal(partial(service.registry.SetModelGuard, request, timeout=10))
+        assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_SPEC")
+    missing = registry_pb2.SetModelGuardRequest(name="models/none", reason="why")
+    code, _ = refusal(lambda: service.registry.SetModelGuard(missing, timeout=10))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert service.store.audit.list(AuditFilter(subject=name, action="SetModelGuard")).items == ()
 
 
 def test_jobs_are_listed_by_model_and_state(service: Service) -> None:

@@ -140,7 +140,7 @@ PLAIN_TEXTS = {
     *("parameters.key", "parameters.value.string_param", "certificate"),
     *("Check service", "Watch service"),
     *("Predict id", "PredictStream id", "RevokeToken name"),
-    *("CreateToken models", "CreateToken domains"),
+    *("CreateToken models", "CreateToken domains", "SetModelGuard preset"),
     *(f"ListAuditEntries {field}" for field in ("who", "action", "subject")),
     *(f"Model{what} version" for what in ("Ready", "Metadata", "Config", "Statistics")),
     *(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from acclimate import _files, _names, _wire
@@ -11,6 +11,7 @@ from acclimate.job import Job
 from acclimate.resources import (
     Alias,
     Architecture,
+    Json,
     Model,
     ModelFiles,
     ModelVersion,
@@ -120,6 +121,31 @@ class RegistryCalls:
         """
         request = registry_pb2.DeleteModelVersionRequest(name=_names.version_name(name))
         self._connection.call(self._registry.DeleteModelVersion, request, idempotent=False)
+
+    def set_guard(
+        self,
+        model: str,
+        *,
+        preset: str = "balanced",
+        overrides: Mapping[str, Json] | None = None,
+        reason: str,
+    ) -> Model:
+        """Give a model the guard policy that its later jobs take over; it is recorded.
+
+        Args:
+            preset: ``balanced``, ``strict`` or ``exploratory``.
+            overrides: limits that differ from the preset, by field name.
+            reason: why; kept in the audit log, and with the limits.
+        """
+        request = registry_pb2.SetModelGuardRequest(
+            name=_names.model_name(model),
+            preset=preset,
+            overrides=_wire.struct_of(overrides) if overrides else None,
+            reason=reason,
+        )
+        return _wire.model(
+            self._connection.call(self._registry.SetModelGuard, request, idempotent=True)
+        )
 
     def force(self, job: str, *, reason: str) -> ModelVersion:
         """Make a version of what the guard did not accept; who and why is recorded.

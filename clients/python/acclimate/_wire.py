@@ -123,6 +123,8 @@ def model(message: registry_pb2.Model) -> resources.Model:
         ),
         source_domain=message.source_domain,
         created_at=_time(message.create_time),
+        guard_preset=message.guard_preset,
+        guard_overrides=mapping_of(message.guard_overrides),
     )
 
 

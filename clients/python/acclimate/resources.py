@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -196,7 +196,8 @@ class Model:
     """An architecture with a label space; its versions differ in weights only.
 
     ``labels`` is empty while the model is a bare backbone that waits for its
-    bootstrap job.
+    bootstrap job. The guard's preset and overrides are what jobs take over; empty:
+    nobody has set any, and it is ``balanced``.
     """
 
     name: str
@@ -206,6 +207,8 @@ class Model:
     preprocessing: Preprocessing | None
     source_domain: str
     created_at: dt.datetime
+    guard_preset: str = ""
+    guard_overrides: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Literal
 import pydantic
 
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
+from acclimate_service.domain.policy import GuardPolicy
 
 PRODUCTION = "production"
 
@@ -60,6 +61,7 @@ class Model:
     ``labels`` is empty, and there is no version yet, while the model is a bare
     backbone that waits for its bootstrap job. ``preprocessing`` is None until the
     first worker has opened the architecture, unless it was given on registration.
+    ``guard`` is the policy that jobs take over; None means the default one.
     """
 
     name: ModelName
@@ -69,6 +71,7 @@ class Model:
     preprocessing: Preprocessing | None
     source_domain: DomainName | None
     created_at: dt.datetime
+    guard: GuardPolicy | None = None
 
 
 class Origin(enum.Enum):

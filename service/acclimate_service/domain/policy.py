@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import pydantic
@@ -134,6 +135,24 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
                 f"{', '.join(self.overrides)} differ from the preset {self.base!r}: give a reason"
             )
         return self
+
+    def derived(self, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a policy that starts from this one, or from *preset* if that is named.
+
+        Both reasons are kept, this policy's and the one among *overrides*.
+
+        Raises:
+            InvalidSpec: there is no such preset; or this policy's limits are overridden
+                without a reason.
+        """
+        if preset:
+            return {**overrides, "base": type(self).preset(preset).base}
+        own = {name: getattr(self, name) for name in self.overrides}
+        given = str(overrides.get("reason", "")).strip()
+        if overrides and not given:
+            raise InvalidSpec("a limit that differs from the model's policy needs a reason")
+        reasons = [reason for reason in (self.reason, given) if reason]
+        return {**own, **overrides, "base": self.base, "reason": "; ".join(reasons)}
 
     @property
     def overrides(self) -> dict[str, pydantic.JsonValue]:

@@ -214,7 +214,7 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
         VersionNotFound: ``base`` names no version.
         NoIncumbent: ``base`` points at nothing, or at another model's version.
         NotEnoughExamples: the domain has no image to train on.
-        InvalidSpec: the domain's labels are not the model's.
+        InvalidSpec: the domain's labels are not the model's, or the guard refuses a limit.
     """
     model = store.registry.get_model(new.model)
     domain = store.domains.get(new.domain)
@@ -225,6 +225,7 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
             "AUTO",
             domain=domain.name,
         )
+    spec = new.spec_under(model.guard)
     if not model.labels:
         return JobDraft(
             kind=JobKind.BOOTSTRAP,
@@ -232,7 +233,7 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
             source=domain.name,
             target=None,
             incumbent=None,
-            spec=new.spec,
+            spec=spec,
         )
     _check_labels(model, domain, extend=new.spec.extend_labels)
     return JobDraft(
@@ -241,14 +242,14 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
         source=model.source_domain,
         target=domain.name,
         incumbent=_incumbent(store, model, new.base),
-        spec=new.spec,
+        spec=spec,
     )
 
 
 def _asks_for(new: convert.NewJob, draft: JobDraft) -> bool:
     """Whether a request says what *draft* was made from."""
     domain = draft.source if draft.kind is JobKind.BOOTSTRAP else draft.target
-    return (new.model, new.domain, new.spec) == (draft.model, domain, draft.spec)
+    return (new.model, new.domain) == (draft.model, domain) and new.asks_for(draft.spec)
 
 
 def _check_labels(model: Model, domain: Domain, *, extend: bool) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from google.protobuf import struct_pb2
+
 from acclimate.v1 import registry_pb2 as pb
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.model import (
@@ -19,6 +21,7 @@ from acclimate_service.domain.model import (
     WeightsSource,
 )
 from acclimate_service.domain.names import AliasName, DomainName, ModelName, VersionName, check_id
+from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.rpc import fields
 
 _WEIGHTS: Final = {
@@ -142,6 +145,32 @@ def _three(field: str, values: Sequence[float], *, above: float) -> tuple[float,
     return values[0], values[1], values[2]
 
 
+def guard_overrides(policy: GuardPolicy) -> struct_pb2.Struct:
+    """Write the limits of a policy that differ from its preset, and why."""
+    told = {name: getattr(policy, name) for name in policy.overrides}
+    return fields.struct_of(told | ({"reason": policy.reason} if policy.reason else {}))
+
+
+def model_guard(request: pb.SetModelGuardRequest) -> tuple[ModelName, GuardPolicy, str]:
+    """Read a model's new policy, and the reason for it.
+
+    Raises:
+        InvalidName: ``name`` is not a model's.
+        InvalidSpec: no reason, no such preset or limit, or a value out of range.
+    """
+    why = fields.text("reason", request.reason, limit=1000, required=True)
+    given = fields.json_of("overrides", request.overrides)
+    if stray := given.keys() & {"base", "reason"}:
+        raise InvalidSpec(f"overrides: {min(stray)} has a field of its own", field="overrides")
+    values = GuardPolicy().derived(request.preset or "balanced", given)
+    values |= {"reason": why} if given else {}
+    return (
+        ModelName.parse(request.name),
+        fields.checked(GuardPolicy, values, field="overrides"),
+        why,
+    )
+
+
 def model(value: Model) -> pb.Model:
     """Write a model."""
     message = pb.Model(
@@ -156,6 +185,9 @@ def model(value: Model) -> pb.Model:
         source_domain=str(value.source_domain or ""),
         create_time=fields.timestamp(value.created_at),
     )
+    if value.guard is not None:
+        message.guard_preset = value.guard.base
+        message.guard_overrides.CopyFrom(guard_overrides(value.guard))
     if (given := value.preprocessing) is not None:
         message.preprocessing.CopyFrom(
             pb.Preprocessing(

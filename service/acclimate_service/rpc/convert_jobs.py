@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate_service.domain.errors import InvalidSpec
@@ -13,6 +13,7 @@ from acclimate_service.domain.guard import GuardPolicy
 from acclimate_service.domain.job import EventKind, Job, JobEvent, JobKind, JobSpec, JobState, Phase
 from acclimate_service.domain.names import DomainName, ModelName, check_id
 from acclimate_service.rpc import fields
+from acclimate_service.rpc.convert import guard_overrides
 from acclimate_service.store.intake import Answer, Outcome
 
 TAG_COUNT: Final = 16
@@ -94,13 +95,37 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job as asked for. ``base`` is the name of a version or an alias, or empty."""
+    """A job as asked for. ``base`` is the name of a version or an alias, or empty.
+
+    The spec's guard is the default one until :meth:`spec_under` a model's policy.
+    """
 
     model: ModelName
     domain: DomainName
     base: str
     spec: JobSpec
+    preset: str
+    overrides: dict[str, Any]
     request_id: str
+
+    def spec_under(self, policy: GuardPolicy | None) -> JobSpec:
+        """The spec with the guard asked for, which starts from the model's *policy*.
+
+        Raises:
+            InvalidSpec: the guard refuses an override.
+        """
+        values = (policy or GuardPolicy()).derived(self.preset, self.overrides)
+        guard = fields.checked(GuardPolicy, values, field="spec.guard_overrides")
+        return self.spec.model_copy(update={"guard": guard})
+
+    def asks_for(self, spec: JobSpec) -> bool:
+        """Whether *spec* can be what was asked for, under whatever policy the model had."""
+        limits = {name: value for name, value in self.overrides.items() if name != "reason"}
+        return (
+            self.spec.model_copy(update={"guard": spec.guard}) == spec
+            and self.preset in ("", spec.guard.base)
+            and limits.items() <= spec.guard.model_dump(mode="json").items()
+        )
 
 
 def new_domain(request: pb.CreateDomainRequest) -> NewDomain:
@@ -213,20 +238,26 @@ def new_job(request: pb.CreateAdaptationJobRequest) -> NewJob:
         InvalidName: a resource name has the wrong form.
         InvalidSpec: the spec makes no sense.
     """
+    preset = fields.text("guard_preset", request.spec.guard_preset, limit=64)
+    overrides = dict(fields.json_of("guard_overrides", request.spec.guard_overrides))
+    if "base" in overrides:
+        raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
     return NewJob(
         model=ModelName.parse(request.model),
         domain=DomainName.parse(request.domain),
         base=fields.text("base", request.base, limit=300),
         spec=spec(request.spec),
+        preset=preset,
+        overrides=overrides,
         request_id=fields.request_id(request.request_id),
     )
 
 
 def spec(message: pb.AdaptationSpec) -> JobSpec:
-    """Read a spec; unset fields take ``JobSpec``'s defaults.
+    """Read a spec but for its guard; unset fields take ``JobSpec``'s defaults.
 
     Raises:
-        InvalidSpec: a value is out of range, or the guard refuses an override.
+        InvalidSpec: a value is out of range.
     """
     given: dict[str, object] = {
         name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)
@@ -235,17 +266,7 @@ def spec(message: pb.AdaptationSpec) -> JobSpec:
         given["strategy"] = message.strategy
     if message.promote_to:
         given["promote_to"] = check_id(message.promote_to)
-    policy: dict[str, object] = dict(fields.json_of("guard_overrides", message.guard_overrides))
-    if "base" in policy:
-        raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
-    GuardPolicy.preset(fields.text("guard_preset", message.guard_preset, limit=64) or "balanced")
-    policy["base"] = message.guard_preset or "balanced"
-    guard = fields.checked(GuardPolicy, policy, field="spec.guard_overrides")
-    return fields.checked(
-        JobSpec,
-        {**given, "extend_labels": message.extend_labels, "guard": guard},
-        field="spec",
-    )
+    return fields.checked(JobSpec, {**given, "extend_labels": message.extend_labels}, field="spec")
 
 
 def spec_out(value: JobSpec) -> pb.AdaptationSpec:
@@ -260,10 +281,7 @@ def spec_out(value: JobSpec) -> pb.AdaptationSpec:
         extend_labels=value.extend_labels,
         promote_to=value.promote_to or "",
         guard_preset=value.guard.base,
-        guard_overrides=fields.struct_of(
-            {name: getattr(value.guard, name) for name in value.guard.overrides}
-            | ({"reason": value.guard.reason} if value.guard.reason else {})
-        ),
+        guard_overrides=guard_overrides(value.guard),
     )
     if value.budget_seconds is not None:
         message.budget_seconds = value.budget_seconds

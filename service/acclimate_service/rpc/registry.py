@@ -72,6 +72,16 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             models=[convert.model(item) for item in page.items], next_page_token=page.next_token
         )
 
+    async def SetModelGuard(self, request: pb.SetModelGuardRequest, context: Context) -> pb.Model:
+        name, policy, why = convert.model_guard(request)
+        model = await self._lane.run(
+            self._store.registry.set_guard, name, policy, who=caller().who, why=why
+        )
+        structlog.get_logger(__name__).info(
+            "guard set", model=str(name), preset=policy.base, reason=why
+        )
+        return convert.model(model)
+
     # ── versions ─────────────────────────────────────────────────────────────
 
     async def GetModelVersion(

@@ -156,6 +156,8 @@ _REGISTRY: Final = {
     ),
     "GetModel": _right(*ANY, models=("name",)),
     "ListModels": _right(*ANY),
+    # What it allows goes live by itself.
+    "SetModelGuard": _right(PROMOTE, models=("name",), changes=True),
     "GetModelVersion": _right(*ANY, models=("name",)),
     "ListModelVersions": _right(*ANY, models=("parent",)),
     "DeleteModelVersion": _right(ADMIN, models=("name",), changes=True),

@@ -18,6 +18,7 @@ from acclimate_service.domain.model import (
     WeightsSource,
 )
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
+from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.store import aliases, audit, endings, schema, versions
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.engine import Database, Transaction
@@ -56,6 +57,15 @@ class Registry:
     ) -> Page[Model]:
         """The models *within* a scope, by name."""
         return self._database.read(_page_models, page_size, page_token, within)
+
+    def set_guard(self, name: ModelName, policy: GuardPolicy, *, who: str, why: str) -> Model:
+        """Give the model a policy that later jobs take over; who and why goes to the audit log.
+
+        Raises:
+            NotFound: there is no such model.
+            StoreUnavailable: the database is out of reach.
+        """
+        return self._database.write(_set_guard, name, policy, who, why)
 
     # ── versions ─────────────────────────────────────────────────────────────
 
@@ -180,6 +190,7 @@ def _same_model(row: Any, model: Model, request_id: str) -> Model:
         labels=model.labels or found.labels,
         preprocessing=model.preprocessing or found.preprocessing,
         source_domain=model.source_domain or found.source_domain,
+        guard=found.guard,
     )
     if asked != found:
         raise RequestIdReused(request_id)
@@ -190,6 +201,22 @@ def _get_model(tx: Transaction, name: ModelName) -> Model:
     row = tx.row(sa.select(schema.models).where(schema.models.c.id == name.model))
     if row is None:
         raise NotFound(str(name), see="ListModels")
+    return _model_of(row)
+
+
+def _set_guard(tx: Transaction, name: ModelName, policy: GuardPolicy, who: str, why: str) -> Model:
+    table = schema.models
+    row = tx.row(
+        sa.update(table)
+        .where(table.c.id == name.model)
+        .values(guard=policy.model_dump(mode="json"))
+        .returning(*table.c)
+    )
+    if row is None:
+        raise NotFound(str(name), see="ListModels")
+    limits = {field: getattr(policy, field) for field in policy.overrides}
+    detail = f"{policy.base} {limits}" if limits else policy.base
+    audit.note(tx, "SetModelGuard", name, detail=detail, who=who, why=why)
     return _model_of(row)
 
 
@@ -214,4 +241,5 @@ def _model_of(row: Any) -> Model:
         else Preprocessing.model_validate(row.preprocessing),
         source_domain=None if row.source_domain is None else DomainName(row.source_domain),
         created_at=row.created_at,
+        guard=None if row.guard is None else GuardPolicy.model_validate(row.guard),
     )

@@ -129,6 +129,7 @@ models = sa.Table(
     sa.Column("labels", sa.JSON(), nullable=False),
     sa.Column("preprocessing", sa.JSON(none_as_null=True)),
     sa.Column("source_domain", sa.Text(), sa.ForeignKey("domains.id")),
+    sa.Column("guard", sa.JSON(none_as_null=True)),  # the policy that jobs take over
     sa.Column("request_id", sa.Text(), unique=True),
     sa.Column("versions", sa.Integer(), nullable=False),  # ever made: ids are never reused
     sa.Column("created_at", Instant(), nullable=False),

@@ -373,6 +373,16 @@ class Service(
         self._enter("GetModel", request, context)
         return self.model()
 
+    def SetModelGuard(
+        self, request: registry_pb2.SetModelGuardRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.Model:
+        self._enter("SetModelGuard", request, context)
+        found = self.model()
+        found.guard_preset = request.preset
+        found.guard_overrides.CopyFrom(request.overrides)
+        found.guard_overrides.update({"reason": request.reason})
+        return found
+
     def DeleteModelVersion(
         self, request: registry_pb2.DeleteModelVersionRequest, context: grpc.ServicerContext
     ) -> empty_pb2.Empty:

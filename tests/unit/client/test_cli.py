@@ -25,6 +25,7 @@ COMMANDS = [
     ["tokens", "create"], ["tokens", "list"], ["tokens", "rotate"], ["tokens", "revoke"],
     ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
     ["audit"],
+    ["guard", "show"], ["guard", "set"],
 ]  # fmt: skip
 PROCESSES = (["serve"], ["work"])  # they only log
 
@@ -335,6 +336,21 @@ def test_the_guard_plans_without_a_service(run: Any, monkeypatch: pytest.MonkeyP
     # Zero lost of 250 still leaves more than a point: the rule of three.
     assert min(row["verify"] for row in free) > 250
     assert run("guard", "plan", "--margin", "2").exit_code == 2
+
+
+def test_a_models_policy_is_set_with_a_reason_and_shown(run: Any) -> None:
+    words = ("guard", "set", "digits", "--preset", "strict", "--set", "source_margin=0.04")
+    assert run(*words).exit_code == 2  # no reason
+    result = run(*words, "--reason", "old lenses", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "model": "models/digits",
+        "preset": "strict",
+        "overrides": {"source_margin": 0.04, "reason": "old lenses"},
+    }
+    shown = run("guard", "show", "digits")
+    assert "balanced, as none is set" in shown.stdout
+    assert run("guard", "set", "digits", "--reason", "x", "--set", "no-equals").exit_code == 2
 
 
 def test_an_overload_is_waited_for_as_the_service_asks(run: Any, service: Service) -> None:

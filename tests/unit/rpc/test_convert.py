@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2
 from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
 from acclimate_service.domain.errors import InputMismatch, InvalidName, InvalidSpec, ServiceError
 from acclimate_service.domain.examples import Role
+from acclimate_service.domain.guard import GuardPolicy
 from acclimate_service.domain.job import EventKind, JobKind, JobSpec, JobState, Phase
 from acclimate_service.domain.model import Architecture, Model, Origin, WeightsSource
 from acclimate_service.domain.names import ModelName
@@ -110,8 +111,49 @@ def test_every_enum_of_the_domain_has_its_number_and_back() -> None:
                 assert enum.Name(number).endswith(f"_{key.value}")
 
 
+def asked(message: adaptation_pb2.AdaptationSpec, policy: GuardPolicy | None = None) -> JobSpec:
+    """The spec of a request, for a model with this policy."""
+    request = adaptation_pb2.CreateAdaptationJobRequest(
+        model="models/m", domain="domains/d", spec=message
+    )
+    return convert_jobs.new_job(request).spec_under(policy)
+
+
+def struct(values: dict[str, Any]) -> struct_pb2.Struct:
+    made = struct_pb2.Struct()
+    made.update(values)
+    return made
+
+
 def test_an_empty_spec_means_the_defaults() -> None:
-    assert convert_jobs.spec(adaptation_pb2.AdaptationSpec()) == JobSpec()
+    assert asked(adaptation_pb2.AdaptationSpec()) == JobSpec()
+
+
+def test_a_job_takes_over_its_models_policy_and_differs_with_a_reason_of_its_own() -> None:
+    policy = GuardPolicy(base="strict", source_margin=0.04, reason="old lenses")
+    assert asked(adaptation_pb2.AdaptationSpec(), policy).guard == policy
+    differs = {"class_minimum": 2, "reason": "rare classes"}
+    under = asked(adaptation_pb2.AdaptationSpec(guard_overrides=struct(differs)), policy).guard
+    assert (under.base, under.source_margin, under.class_minimum) == ("strict", 0.04, 2)
+    assert under.reason == "old lenses; rare classes"
+    preset = asked(adaptation_pb2.AdaptationSpec(guard_preset="balanced"), policy).guard
+    assert preset == GuardPolicy()
+    unexplained = adaptation_pb2.AdaptationSpec(guard_overrides=struct({"class_minimum": 2}))
+    with pytest.raises(InvalidSpec, match="reason"):
+        asked(unexplained, policy)
+
+
+def test_a_repeated_request_is_known_though_the_models_policy_has_changed() -> None:
+    request = adaptation_pb2.CreateAdaptationJobRequest(model="models/m", domain="domains/d")
+    request.spec.guard_overrides.update({"class_minimum": 2, "reason": "rare classes"})
+    new = convert_jobs.new_job(request)
+    accepted = new.spec_under(GuardPolicy(base="strict"))
+    assert new.asks_for(accepted)
+    request.spec.guard_overrides.update({"class_minimum": 3})
+    assert not convert_jobs.new_job(request).asks_for(accepted)
+    request.spec.guard_overrides.update({"class_minimum": 2})
+    request.spec.epochs = 3
+    assert not convert_jobs.new_job(request).asks_for(accepted)
 
 
 def test_a_spec_survives_being_written_and_read() -> None:
@@ -120,9 +162,9 @@ def test_a_spec_survives_being_written_and_read() -> None:
     message = adaptation_pb2.AdaptationSpec(
         strategy="head", epochs=3, seed=0, guard_preset="strict", guard_overrides=overrides
     )
-    spec = convert_jobs.spec(message)
+    spec = asked(message)
     assert (spec.guard.base, spec.guard.source_margin) == ("strict", 0.05)
-    assert convert_jobs.spec(convert_jobs.spec_out(spec)) == spec
+    assert asked(convert_jobs.spec_out(spec)) == spec
 
 
 @pytest.mark.parametrize(
@@ -144,7 +186,7 @@ def test_a_spec_survives_being_written_and_read() -> None:
 )
 def test_a_spec_out_of_range_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ServiceError):
-        convert_jobs.spec(adaptation_pb2.AdaptationSpec(**changes))  # type: ignore[arg-type]
+        asked(adaptation_pb2.AdaptationSpec(**changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -158,10 +200,8 @@ def test_a_spec_out_of_range_is_refused(changes: dict[str, object]) -> None:
     ],
 )
 def test_a_guard_override_that_makes_no_sense_is_refused(overrides: dict[str, Any]) -> None:
-    struct = struct_pb2.Struct()
-    struct.update(overrides)
-    with pytest.raises(InvalidSpec, match=r"guard_overrides|preset"):
-        convert_jobs.spec(adaptation_pb2.AdaptationSpec(guard_overrides=struct))
+    with pytest.raises(InvalidSpec, match=r"guard_overrides|preset|reason"):
+        asked(adaptation_pb2.AdaptationSpec(guard_overrides=struct(overrides)))
 
 
 def test_a_request_names_images_or_a_tensor_never_both_or_neither() -> None:

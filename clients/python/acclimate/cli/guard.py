@@ -1,22 +1,76 @@
-"""``acclimate guard``: what the guard will need, before images are collected."""
+"""``acclimate guard``: a model's policy, and what the guard will need of images."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acclimate.cli.extras import require
-from acclimate.cli.options import AsJson
-from acclimate.cli.output import console, percent, print_json, print_table
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect, settings_of
+from acclimate.cli.output import console, percent, print_json, print_table, short
 from acclimate.cli.refusals import complain
 
-app = typer.Typer(no_args_is_help=True, help="Ask the guard what it will need.")
+if TYPE_CHECKING:
+    from acclimate.resources import Model
+
+app = typer.Typer(no_args_is_help=True, help="What the guard allows, and what it will need.")
 
 
 @app.callback()
 def guard() -> None:
-    """Ask the guard what it will need."""
+    """What the guard allows, and what it will need."""
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Show the policy that a model's jobs take over.
+
+    Example: acclimate guard show shop
+    """
+    with connect(server) as client:
+        _show(client.model(model), as_json=as_json)
+
+
+@app.command("set")
+def set_policy(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log and with verdicts.")],
+    preset: Annotated[str, typer.Option(help="balanced, strict or exploratory.")] = "balanced",
+    limit: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A limit that differs from the preset's: source_margin=0.02."),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model the policy that its later jobs take over; a job may differ, with a reason.
+
+    Example: acclimate guard set shop --preset strict --reason "it sorts medicines"
+    """
+    with connect(server) as client:
+        limits = settings_of(limit or [], option="--set")
+        found = client.set_guard(model, preset=preset, overrides=limits, reason=reason)
+        _show(found, as_json=as_json)
+
+
+def _show(model: Model, *, as_json: bool) -> None:
+    preset, limits = model.guard_preset or "balanced", dict(model.guard_overrides)
+    if as_json:
+        print_json({"model": model.name, "preset": preset, "overrides": limits})
+        return
+    reason = limits.pop("reason", "")
+    console.print(
+        f"{short(model.name)}: {preset}" + ("" if model.guard_preset else ", as none is set")
+    )
+    for name, value in limits.items():
+        console.print(f"  {name} = {value}")
+    if reason:
+        console.print(f"  because: {reason}", markup=False)
 
 
 @app.command()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from acclimate.cli import progress
-from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect, settings_of
 from acclimate.cli.output import ago, console, print_json, print_table, short
 from acclimate.cli.refusals import Exit, exit_of_job, usage
-from acclimate.resources import JobState, Json
+from acclimate.resources import JobState
 
 if TYPE_CHECKING:
     from acclimate.job import Job
@@ -49,7 +49,8 @@ def adapt(
         bool, typer.Option("--extend-labels", help="Let new labels grow the head.")
     ] = False,
     guard_preset: Annotated[
-        str, typer.Option("--guard", help="balanced, strict or exploratory.")
+        str,
+        typer.Option("--guard", help="balanced, strict or exploratory; unset: the model's policy."),
     ] = "",
     guard_set: Annotated[
         list[str] | None,
@@ -80,7 +81,7 @@ def adapt(
             base=base,
             promote_to=promote_to,
             guard_preset=guard_preset,
-            guard=_overrides(guard_set or []),
+            guard=settings_of(guard_set or [], option="--guard-set"),
         )
         if watch:
             _follow(job, as_json=as_json)
@@ -88,20 +89,6 @@ def adapt(
             print_json(job.snapshot)
         else:
             console.print(f"{job.name}; follow it with `acclimate jobs watch {short(job.name)}`")
-
-
-def _overrides(settings: list[str]) -> dict[str, Json]:
-    """``["source_margin=0.02"]`` → ``{"source_margin": 0.02}``; what is no JSON is a string."""
-    found: dict[str, Json] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise usage(f"--guard-set {setting!r} is not of the form field=value")
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = text
-    return found
 
 
 def _follow(job: Job, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from acclimate.cli.refusals import usage
 
 if TYPE_CHECKING:
     from acclimate.client import Client
+    from acclimate.resources import Json
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 PATIENCE = 120.0  # seconds without progress after which uploads and watches give up
@@ -52,3 +54,17 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
         )
     except ValueError as error:  # a token would travel in plain text
         raise usage(f"{error}; set ACCLIMATE_TLS_CA") from None
+
+
+def settings_of(given: list[str], *, option: str) -> dict[str, Json]:
+    """``["source_margin=0.02"]`` → ``{"source_margin": 0.02}``; what is no JSON is a string."""
+    found: dict[str, Json] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise usage(f"{option} {setting!r} is not of the form field=value")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found

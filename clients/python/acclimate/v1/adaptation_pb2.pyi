@@ -765,7 +765,9 @@ class AdaptationSpec(_message.Message):
     promote_to: _builtins.str
     """The alias to move when, and only when, the guard accepts; empty for none."""
     guard_preset: _builtins.str
-    """The guard's preset ("balanced", "strict", "exploratory") and overrides by field name."""
+    """The guard's preset ("balanced", "strict", "exploratory"; empty: the model's policy) and
+    overrides by field name, with their "reason".
+    """
     @_builtins.property
     def guard_overrides(self) -> _struct_pb2.Struct: ...
     def __init__(

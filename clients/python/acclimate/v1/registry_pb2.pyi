@@ -147,10 +147,16 @@ class Model(_message.Message):
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     SOURCE_DOMAIN_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    GUARD_PRESET_FIELD_NUMBER: _builtins.int
+    GUARD_OVERRIDES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """models/{model}"""
     source_domain: _builtins.str
     """The domain the model knows: its holdout is what the guard weighs forgetting on."""
+    guard_preset: _builtins.str
+    """The guard's policy that jobs take over: a preset, the limits that differ, and
+    their "reason". An empty preset means "balanced", as nobody has set one.
+    """
     @_builtins.property
     def architecture(self) -> Global___Architecture: ...
     @_builtins.property
@@ -165,6 +171,8 @@ class Model(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def guard_overrides(self) -> _struct_pb2.Struct: ...
     def __init__(
         self,
         *,
@@ -175,10 +183,12 @@ class Model(_message.Message):
         preprocessing: Global___Preprocessing | None = ...,
         source_domain: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        guard_preset: _builtins.str = ...,
+        guard_overrides: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "preprocessing", b"preprocessing", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "guard_overrides", b"guard_overrides", "preprocessing", b"preprocessing", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "labels", b"labels", "name", b"name", "preprocessing", b"preprocessing", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "guard_overrides", b"guard_overrides", "guard_preset", b"guard_preset", "labels", b"labels", "name", b"name", "preprocessing", b"preprocessing", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,6 +329,40 @@ class GetModelRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class SetModelGuardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """models/{model}"""
+    preset: _builtins.str
+    """"balanced" (the default), "strict" or "exploratory"."""
+    reason: _builtins.str
+    """Why. Required; kept in the audit log and, if limits differ, with every verdict."""
+    @_builtins.property
+    def overrides(self) -> _struct_pb2.Struct:
+        """Limits that differ from the preset's, by field name; see docs/guard.md."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        preset: _builtins.str = ...,
+        overrides: _struct_pb2.Struct | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overrides", b"overrides", "preset", b"preset", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetModelGuardRequest: _TypeAlias = SetModelGuardRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

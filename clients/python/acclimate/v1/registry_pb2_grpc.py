@@ -51,6 +51,11 @@ class RegistryServiceStub:
                 request_serializer=acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.SetModelGuard = channel.unary_unary(
+                '/acclimate.v1.RegistryService/SetModelGuard',
+                request_serializer=acclimate_dot_v1_dot_registry__pb2.SetModelGuardRequest.SerializeToString,
+                response_deserializer=acclimate_dot_v1_dot_registry__pb2.Model.FromString,
+                _registered_method=True)
         self.GetModelVersion = channel.unary_unary(
                 '/acclimate.v1.RegistryService/GetModelVersion',
                 request_serializer=acclimate_dot_v1_dot_registry__pb2.GetModelVersionRequest.SerializeToString,
@@ -118,6 +123,13 @@ class RegistryServiceServicer:
 
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelGuard(self, request, context):
+        """Gives the model a guard policy that its later jobs take over. Recorded, with the reason.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -198,6 +210,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'SetModelGuard': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelGuard,
+                    request_deserializer=acclimate_dot_v1_dot_registry__pb2.SetModelGuardRequest.FromString,
+                    response_serializer=acclimate_dot_v1_dot_registry__pb2.Model.SerializeToString,
             ),
             'GetModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelVersion,
@@ -327,6 +344,33 @@ class RegistryService:
             '/acclimate.v1.RegistryService/ListModels',
             acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.SerializeToString,
             acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelGuard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.RegistryService/SetModelGuard',
+            acclimate_dot_v1_dot_registry__pb2.SetModelGuardRequest.SerializeToString,
+            acclimate_dot_v1_dot_registry__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class RegistryServiceStub:
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
+    SetModelGuard: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetModelGuardRequest, _registry_pb2.Model]
+    """Gives the model a guard policy that its later jobs take over. Recorded, with the reason."""
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _empty_pb2.Empty]
@@ -66,6 +68,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
+    SetModelGuard: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetModelGuardRequest, _registry_pb2.Model]  # type: ignore[assignment]
+    """Gives the model a guard policy that its later jobs take over. Recorded, with the reason."""
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -107,6 +111,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListModelsResponse, _abc.Awaitable[_registry_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetModelGuard(
+        self,
+        request: _registry_pb2.SetModelGuardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
+        """Gives the model a guard policy that its later jobs take over. Recorded, with the reason."""
 
     @_abc_1.abstractmethod
     def GetModelVersion(
