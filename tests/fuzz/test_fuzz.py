@@ -1,0 +1,25 @@
+"""A short form of ``./run fuzz``; other inputs at every run, but in CI."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tests.fuzz.campaign import COUNTS, run
+
+
+def seed() -> int:
+    return 0 if os.environ.get("CI") else random.SystemRandom().randrange(10**9)
+
+
+@pytest.mark.parametrize("share", [0.01, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.timeout(3600)
+def test_nothing_that_comes_in_breaks_the_service(share: float, tmp_path: Path) -> None:
+    number = seed()
+    counts = {kind: round(count * share) for kind, count in COUNTS.items()}
+    tallies = run(counts, number, tmp_path)
+    assert sum(tally.outcomes.total() for tally in tallies) == sum(counts.values())
+    for tally in tallies:
+        assert tally.clean, (number, tally)
