@@ -85,7 +85,7 @@ class AccessCalls:
             self._connection.call(self._access.RevokeToken, request, idempotent=True)
         )
 
-    def list_tokens(self) -> Iterator[Token]:
+    def tokens(self) -> Iterator[Token]:
         """All tokens, by principal; those that have ended too."""
         for page in self._connection.pages(self._access.ListTokens, access_pb2.ListTokensRequest()):
             yield from map(_wire_access.token, page.tokens)

@@ -99,7 +99,7 @@ def list_tokens(
     """
     now = dt.datetime.now(dt.UTC)
     with connect(server) as client:
-        tokens = [token for token in client.list_tokens() if every or _ended(token, now) is None]
+        tokens = [token for token in client.tokens() if every or _ended(token, now) is None]
     if as_json:
         print_json({"tokens": tokens})
         return
