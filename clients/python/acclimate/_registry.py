@@ -113,13 +113,15 @@ class RegistryCalls:
         pages = self._connection.pages(self._registry.ListModelVersions, request)
         return [_wire.version(message) for page in pages for message in page.versions]
 
-    def delete_version(self, name: str) -> None:
+    def delete_version(self, name: str, *, reason: str = "") -> None:
         """Delete a version.
 
         Raises:
             Conflict: an alias, a running job or the lineage of a live version needs it.
         """
-        request = registry_pb2.DeleteModelVersionRequest(name=_names.version_name(name))
+        request = registry_pb2.DeleteModelVersionRequest(
+            name=_names.version_name(name), reason=reason
+        )
         self._connection.call(self._registry.DeleteModelVersion, request, idempotent=False)
 
     def set_guard(
@@ -174,7 +176,13 @@ class RegistryCalls:
         return self._connection.attempt(whole, idempotent=True)
 
     def promote(
-        self, model: str, version: str, *, alias: str = "production", expected: str | None = None
+        self,
+        model: str,
+        version: str,
+        *,
+        alias: str = "production",
+        expected: str | None = None,
+        reason: str = "",
     ) -> Alias:
         """Load and warm a version, then point an alias at it.
 
@@ -183,6 +191,7 @@ class RegistryCalls:
             version: its version (``3``).
             alias: which pointer.
             expected: only move the alias if it points at this version now.
+            reason: why; kept in the audit log.
 
         Raises:
             Conflict: the version cannot be loaded, or the alias points elsewhere
@@ -192,6 +201,7 @@ class RegistryCalls:
             name=_names.alias_name(model, alias),
             version=_names.version_name(version, model=model),
             expected_version=_names.version_name(expected, model=model) if expected else "",
+            reason=reason,
         )
         # With `expected` the second of two equal calls would be refused.
         return _wire.alias(
@@ -217,7 +227,9 @@ class RegistryCalls:
         answer = self._connection.call(self._registry.ListAliases, request, idempotent=True)
         return [_wire.alias(message) for message in answer.aliases]
 
-    def delete_alias(self, model: str, alias: str) -> None:
+    def delete_alias(self, model: str, alias: str, *, reason: str = "") -> None:
         """Remove an alias; nothing is served under it any more."""
-        request = registry_pb2.DeleteAliasRequest(name=_names.alias_name(model, alias))
+        request = registry_pb2.DeleteAliasRequest(
+            name=_names.alias_name(model, alias), reason=reason
+        )
         self._connection.call(self._registry.DeleteAlias, request, idempotent=False)

@@ -138,13 +138,16 @@ class Job:
             if self.refresh().state.ended:
                 return
 
-    def cancel(self) -> Job:
+    def cancel(self, *, reason: str = "") -> Job:
         """Ask for the job's end as CANCELLED, and return the same handle.
+
+        Args:
+            reason: why; kept in the audit log.
 
         Raises:
             Conflict: it has ended already.
         """
-        request = adaptation_pb2.CancelAdaptationJobRequest(name=self.name)
+        request = adaptation_pb2.CancelAdaptationJobRequest(name=self.name, reason=reason)
         answer = self._connection.call(self._stub.CancelAdaptationJob, request, idempotent=True)
         self.snapshot = _wire.job(answer)
         return self

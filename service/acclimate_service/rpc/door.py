@@ -16,7 +16,7 @@ from acclimate_service.domain.errors import (
     Unauthenticated,
 )
 from acclimate_service.domain.names import JobName
-from acclimate_service.rpc import status
+from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.caller import CALLER, Caller
 from acclimate_service.rpc.denials import Denial, Denials
@@ -27,6 +27,7 @@ from acclimate_service.store import Actor, Store, act_as
 
 Context = grpc.aio.ServicerContext[Any, Any]
 AUTHORIZATION: Final = "authorization"
+REASON_LENGTH: Final = 1000  # characters
 
 
 class Door:
@@ -147,6 +148,7 @@ class Visit:
         """Let a message of the call in, of *size* bytes; where the caller is too fast, later.
 
         Raises:
+            InvalidSpec: its reason is no line of plain text.
             PermissionDenied: it names what the caller may not reach.
             NotFound: it names a job of a model that the caller may not reach; the
                 answer is that to a job which does not exist, since a job's name does
@@ -162,7 +164,8 @@ class Visit:
             raise
         if self._actor is not None:
             self._subject = self._subject or self._right.subject(message)
-            self._actor.why = self._actor.why or getattr(message, "reason", "")
+            why = fields.text("reason", getattr(message, "reason", ""), limit=REASON_LENGTH)
+            self._actor.why = self._actor.why or why
         await self._pace(size)
 
     async def leave(self) -> None:

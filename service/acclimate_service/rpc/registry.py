@@ -145,7 +145,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Alias:
         alias, version, expected = convert.alias_move(request)
         moved = await self._served.promote(
-            alias, version, expect=expected, who=caller().who, why="SetAlias"
+            alias, version, expect=expected, who=caller().who, why=request.reason or "SetAlias"
         )
         return convert.alias(moved)
 
@@ -169,5 +169,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> empty_pb2.Empty:
-        await self._served.drop(AliasName.parse(request.name), who=caller().who, why="DeleteAlias")
+        await self._served.drop(
+            AliasName.parse(request.name), who=caller().who, why=request.reason or "DeleteAlias"
+        )
         return empty_pb2.Empty()

@@ -87,12 +87,13 @@ def note(
         why: The reason, where the actor gave none.
     """
     actor = _ACTOR.get() or Actor(who=who or "acclimate", origin="")
+    given = actor.why or ("" if why == actor.action else why)
     record(
         tx,
         who=actor.who,
         action=actor.action or action,
         subject=str(subject),
-        why="; ".join(part for part in (detail, actor.why or why) if part),
+        why="; ".join(part for part in (detail, given) if part),
         origin=actor.origin,
     )
     actor.noted = True

@@ -167,13 +167,18 @@ def watch(job: JobArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = F
 
 
 @app.command()
-def cancel(job: JobArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+def cancel(
+    job: JobArgument,
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
     """Ask for a job's end as CANCELLED.
 
     Example: acclimate jobs cancel 5f3a
     """
     with connect(server) as client:
-        found = client.job(job).cancel()
+        found = client.job(job).cancel(reason=reason)
     if as_json:
         print_json(found.snapshot)
     else:

@@ -194,6 +194,7 @@ def promote(
     expected: Annotated[
         str | None, typer.Option(help="Only if the alias points at this version now.")
     ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")] = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -202,7 +203,7 @@ def promote(
     Example: acclimate promote shop 3
     """
     with connect(server) as client:
-        moved = client.promote(model, version, alias=alias, expected=expected)
+        moved = client.promote(model, version, alias=alias, expected=expected, reason=reason)
     if as_json:
         print_json(moved)
     else:
