@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from acclimate.cli.models import ModelArgument
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
-from acclimate.cli.output import print_json, print_table, short
+from acclimate.cli.output import console, print_json, print_table, short
 from acclimate.resources import Stage
 
 _STAGES = ("QUEUE", "DECODE", "INFER", "ENCODE")
@@ -30,10 +30,12 @@ def stats(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
         counts = version.succeeded.count, unanswered, version.pending, version.images
         rows.append((short(version.version), *counts, *map(_milliseconds, stages)))
     print_table(
-        ("VERSION", "ANSWERED", "FAILED", "PENDING", "IMAGES", "TOTAL MS", *_STAGES),
+        ("VERSION", "OK", "FAILED", "PENDING", "IMAGES", "TOTAL", *_STAGES),
         rows,
         empty="nothing of this model was loaded since the server started",
     )
+    if rows:
+        console.print("[dim]times in milliseconds, the mean of the answered requests[/dim]")
 
 
 def _milliseconds(stage: Stage) -> str:
