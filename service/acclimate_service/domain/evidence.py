@@ -72,8 +72,8 @@ class Paired:
 class FileFacts:
     """What an exported file costs.
 
-    ``milliseconds`` is the median time for one image, both files timed in turn on
-    the same machine; None if nobody measured.
+    ``milliseconds`` is the time for one image while the machine was calm, both files
+    timed in turn; None if nobody measured.
     """
 
     bytes: int

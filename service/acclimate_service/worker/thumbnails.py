@@ -34,13 +34,15 @@ class Thumbnails:
         An image that the service took may have gone since, or rotted on the disk: the
         report is told without it. A store that is out of reach is not such a case.
         """
-        if blob not in self._made:
-            self._made[blob] = self._make(blob)
-        return self._made[blob]
-
-    def _make(self, blob: str) -> str:
         if self.room <= 0:
             return ""
+        if blob not in self._made:
+            self._made[blob] = self._make(blob)
+        uri = self._made[blob]  # an image that is shown twice takes its room twice
+        self.room -= len(uri)
+        return uri if self.room >= 0 else ""
+
+    def _make(self, blob: str) -> str:
         try:
             pixels = decode(self.read(blob))
         except (BadImage, BlobNotFound, BlobCorrupt):
@@ -49,6 +51,4 @@ class Thumbnails:
         image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
         encoded = io.BytesIO()
         image.save(encoded, "JPEG", quality=QUALITY)
-        uri = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
-        self.room -= len(uri)
-        return uri if self.room >= 0 else ""
+        return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -39,9 +39,11 @@ from acclimate_service.training.trial import Trial
 from acclimate_service.worker.document import document
 from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.judgement import Compared, Judgement
+from acclimate_service.worker.overlap import NearCopy
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.story import Story
+from acclimate_service.worker.suspects import Part, Screened, Suspect
 
 Document = dict[str, Any]
 Floats = npt.NDArray[np.float32]
@@ -104,6 +106,8 @@ def drawn(at: Scene) -> Document:
         candidate=_candidate(at.labels),
         judged=judged,
         outcome=_outcome(),
+        screened=_screened(at, target),
+        near_copies=_near_copies(source, target),
         parent=VersionName("shop", "3"),
         digests={name: hashlib.sha256(name.encode()).hexdigest() for name in names},
     )
@@ -226,6 +230,36 @@ def _candidate(labels: Sequence[str]) -> Candidate:
         ),
         onnx=b"",
         parity={"images": 16, "max_abs_logit": 3.1e-6, "real": True, "patched": True},
+    )
+
+
+def _screened(at: Scene, target: Compared) -> Screened:
+    """Five of 240 train labels suspect, and one to judge by."""
+    some = [
+        Suspect(
+            example=replace(example, split=Split.TRAIN, id=f"shelf_{place:03d}.jpg"),
+            suggested=at.labels[(place + 1) % len(at.labels)],
+            confidence=0.98 - place / 50,
+        )
+        for place, example in enumerate(target.verify.examples[:5])
+    ]
+    verify = [
+        Suspect(example=example, suggested=at.labels[0], confidence=0.9)
+        for example in target.verify.examples[7:8]
+    ]
+    return Screened(
+        train=Part(images=240, suspects=tuple(some)),
+        select=Part(images=100),
+        verify=Part(images=len(target.verify), suspects=tuple(verify)),
+        agreement=0.942,
+        left_out=True,
+    )
+
+
+def _near_copies(source: Compared, target: Compared) -> tuple[NearCopy, ...]:
+    pairs = zip(target.verify.examples[10:18], source.verify.examples[10:18], strict=False)
+    return tuple(
+        NearCopy(example=replace(one, split=Split.TRAIN), of=other) for one, other in pairs
     )
 
 

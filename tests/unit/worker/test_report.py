@@ -142,7 +142,7 @@ def test_an_adaptation_shows_all_that_was_measured(pages: dict[str, str]) -> Non
     page = Page(pages["REJECT"])
     ids = {attributes.get("id") for attributes in page.all("h2")}
     expected = {"next", "why", "standing", "classes", "confusions", "flips", "training"}
-    assert expected | {"provenance"} == ids
+    assert expected | {"suspects", "copies", "provenance"} == ids
     labels = [attributes["aria-label"] for attributes in page.all("svg") if "role" in attributes]
     assert [str(label).split()[0] for label in labels] == ["Accuracy", "Learning", "Blends"]
 

@@ -1,0 +1,80 @@
+"""Timing: what else runs on the machine must not decide against a candidate."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from acclimate_service.domain.checks import costs
+from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
+from acclimate_service.domain.policy import GuardPolicy
+from acclimate_service.domain.verdict import Decision
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.worker.evaluate import milliseconds
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+
+
+class Machine:
+    """A clock, and neighbours that take it over for a while now and then."""
+
+    def __init__(self, seed: int, *, busy: float) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._busy = busy
+        self._slow = False
+        self.now = 0.0
+
+    def spend(self, seconds: float) -> None:
+        if self._generator.random() < 0.3:
+            self._slow = self._generator.random() < self._busy
+        noise = 1 + 0.1 * self._generator.random()
+        self.now += seconds * noise * (self._generator.uniform(3, 8) if self._slow else 1)
+
+
+class Timed:
+    """A file that needs so many seconds for an image."""
+
+    def __init__(self, machine: Machine, seconds: float) -> None:
+        self._machine, self._seconds = machine, seconds
+
+    def run(self, *_: Any) -> None:
+        self._machine.spend(self._seconds)
+
+
+def ratio(seed: int, *, busy: float, slower: float) -> float:
+    """Candidate over incumbent, as measured on a machine that is busy for that share of time."""
+    machine = Machine(seed, busy=busy)
+    files = [cast("Classifier", Timed(machine, s)) for s in (0.010, 0.010 * slower)]
+    old, new = milliseconds(files, IMAGE, clock=lambda: machine.now)
+    return new / old
+
+
+@pytest.mark.parametrize("busy", [0.0, 0.3, 0.6])
+def test_a_busy_machine_does_not_make_an_equal_file_slower(busy: float) -> None:
+    worst = max(ratio(seed, busy=busy, slower=1.0) for seed in range(200))
+    assert worst <= GuardPolicy.preset("strict").latency_ratio_limit
+
+
+@pytest.mark.parametrize("busy", [0.0, 0.3, 0.6])
+def test_a_file_that_is_three_times_slower_is_seen_on_a_busy_machine(busy: float) -> None:
+    least = min(ratio(seed, busy=busy, slower=3.0) for seed in range(200))
+    assert least > GuardPolicy().latency_ratio_limit
+
+
+def test_the_ratio_decides() -> None:
+    nothing = np.zeros((0, 2))
+    empty = Paired(name="t", labels=np.zeros(0, int), incumbent=nothing, candidate=nothing)
+
+    def decision(milliseconds: float) -> Decision:
+        evidence = Evidence(
+            source=None,
+            target=empty,
+            incumbent_file=FileFacts(bytes=10, milliseconds=10),
+            candidate_file=FileFacts(bytes=10, milliseconds=milliseconds),
+        )
+        return costs(GuardPolicy(), evidence)[1].decision
+
+    assert decision(19) is Decision.ACCEPT
+    assert decision(21) is Decision.REJECT
