@@ -17,6 +17,7 @@ from acclimate_service.domain.errors import RateExceeded
 
 CALLERS: Final = 10_000  # remembered; who was away for long begins with a full bucket
 BURST_SECONDS: Final = 2.0  # of the rate, which may come at once
+_LEAST: Final = 1e-3  # of anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,13 @@ class Bucket:
         self._level = self._most
         self._at = now
 
-    def wait(self, now: float) -> float:
-        """The seconds until something may be taken."""
+    def wait(self, now: float, amount: float = 0.0) -> float:
+        """The seconds until there is *amount*, or, for 0, anything at all."""
         self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now
-        return 0.0 if self._level > 0 else (1e-3 - self._level) / self._rate
+        lacking = max(amount, _LEAST) - self._level
+        # Not 0: whoever waits as long as they were told must not fail by a rounding.
+        return lacking / self._rate if lacking > _LEAST / 1000 else 0.0
 
     def take(self, amount: float) -> None:
         """Take *amount*, be it more than there is: what follows waits the longer."""
@@ -64,20 +67,26 @@ class Meter:
         Raises:
             RateExceeded: the caller has nothing left.
         """
-        wait = self.pace(caller, 0)
+        if self._rate is None:
+            return
+        bucket = self._bucket(caller, self._rate)
+        wait = bucket.wait(self._clock(), amount)
         if wait > 0:
             raise RateExceeded(self._what, retry_after=wait)
-        self.pace(caller, amount)
+        bucket.take(amount)
 
     def pace(self, caller: str, amount: float) -> float:
         """Take *amount* whatever there is; the seconds to wait before the next."""
         if self._rate is None:
             return 0.0
-        now = self._clock()
-        bucket = self._buckets.pop(caller, None) or Bucket(self._rate, now)
-        self._buckets[caller] = bucket
-        if len(self._buckets) > CALLERS:
-            self._buckets.popitem(last=False)
+        bucket, now = self._bucket(caller, self._rate), self._clock()
         bucket.wait(now)
         bucket.take(amount)
         return bucket.wait(now)
+
+    def _bucket(self, caller: str, rate: float) -> Bucket:
+        bucket = self._buckets.pop(caller, None) or Bucket(rate, self._clock())
+        self._buckets[caller] = bucket
+        if len(self._buckets) > CALLERS:
+            self._buckets.popitem(last=False)
+        return bucket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from typing import Any
 
 import typer
@@ -62,6 +63,8 @@ class Refusals(TyperGroup):
             if isinstance(error, errors.Unavailable) and error.reason == "UNAVAILABLE":
                 why = message.rpartition(": ")[2]  # gRPC tells every address it tried before that
                 message = f"the service does not answer ({why}); start it with `acclimate up`"
+            if error.reason == "CONNECTION_LOST" and not os.environ.get("ACCLIMATE_TLS_CA"):
+                message += "; if the service uses TLS, set ACCLIMATE_TLS_CA"
             complain(error.reason, message)
             raise typer.Exit(exit_of(error)) from None
         except OSError as error:
