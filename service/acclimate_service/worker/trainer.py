@@ -202,10 +202,10 @@ def _die_with(parent: int) -> None:
 def _step_back(priority: Priority) -> None:
     """Leave the processor to serving, training's threads too, which inherit this.
 
-    SCHED_IDLE is left at once when anything else wakes, so requests notice nothing
-    (measured: benchmarks/beside.py). But on a machine full of other work it gets next to
-    no turns, and without a right to do so nothing can leave it again: whoever watches
-    this process then starts another one at nice 10.
+    A thread under SCHED_IDLE gives way at once when any other wakes (what requests still
+    notice: benchmarks/beside.py). But on a machine full of other work it gets next to no
+    turns, and without a right to do so nothing can leave that policy again: whoever
+    watches this process then starts another one at nice 10.
     """
     if priority == "usual":
         return
