@@ -80,6 +80,22 @@ def test_the_turns_of_a_real_process_are_told() -> None:
     assert turns_of(os.getpid()) is not None
 
 
+@pytest.mark.parametrize(
+    ("priority", "policy", "nice"),
+    [("idle", os.SCHED_IDLE, 0), ("low", os.SCHED_OTHER, 10), ("usual", os.SCHED_OTHER, 0)],
+)
+def test_a_trainer_steps_back_as_far_as_it_is_told(priority: str, policy: int, nice: int) -> None:
+    program = (
+        "import os; from acclimate_service.worker.trainer import _step_back\n"
+        f"before = os.nice(0); _step_back({priority!r})\n"
+        "print(os.sched_getscheduler(0), os.nice(0) - before)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert [int(word) for word in ran.stdout.split()[-2:]] == [policy, nice]
+
+
 class Puppet:
     """A trainer that does what its test says, and a job for it."""
 
