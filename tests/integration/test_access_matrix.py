@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
+import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,16 +16,20 @@ from google.protobuf.message import Message
 from tests.integration.certificates import Authority
 from tests.integration.rpc_server import (
     Service,
+    claim,
     classifier,
     fresh_store,
     model,
+    plain,
     running,
     version,
 )
 from tests.unit.rpc.methods import Method, methods
 
+from acclimate.v1 import adaptation_pb2, inference_pb2
 from acclimate_service.domain.access import AccessRole, TokenDraft, principal_of
-from acclimate_service.domain.names import AliasName, DomainName, TokenName
+from acclimate_service.domain.job import EventKind, JobDraft, JobKind, JobSpec
+from acclimate_service.domain.names import AliasName, DomainName, ModelName, TokenName
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
 from acclimate_service.rpc.rights import RIGHTS, Right
 from acclimate_service.rpc.server import Admission, Limits
@@ -276,6 +281,47 @@ def test_whoever_has_a_role_and_the_reach_is_let_in_everywhere_it_says(house: Ho
             )
             tried += 1
     assert tried > len(METHODS)
+
+
+def test_a_stream_ends_with_the_token_that_opened_it(house: House) -> None:
+    store, job = house.store, house.store.jobs.enqueue(register(MINE), request_id="").name
+    _, lease = claim(store, job)
+    secret = house.token(*AccessRole)
+    house.learn()
+    bearer = (("authorization", f"Bearer {secret}"),)
+    messages: queue.Queue[inference_pb2.PredictRequest] = queue.Queue()
+    asked = inference_pb2.PredictRequest(model=f"models/{MINE}", images=[plain((250, 0, 0))])
+    messages.put(asked)
+    predicting = house.service.inference.PredictStream(
+        iter(messages.get, None), metadata=bearer, timeout=60
+    )
+    watching = house.service.adaptation.WatchAdaptationJob(
+        adaptation_pb2.WatchAdaptationJobRequest(name=str(job)), metadata=bearer, timeout=60
+    )
+    next(predicting)
+    for _ in store.jobs.events(job):
+        next(watching)
+    (name,) = (t.id for t in store.tokens.list(1000).items if t.matches(secret))
+    store.tokens.revoke(TokenName(name))
+    house.learn()
+    messages.put(asked)
+    store.jobs.event(lease, EventKind.WARNING, None, "something to tell")
+    for stream in (predicting, watching):
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stream)
+        failed: Any = refused.value
+        assert failed.code() is CODES.UNAUTHENTICATED
+
+
+def register(tenant: str) -> JobDraft:
+    return JobDraft(
+        kind=JobKind.REGISTER,
+        model=ModelName(tenant),
+        source=None,
+        target=None,
+        incumbent=None,
+        spec=JobSpec(),
+    )
 
 
 def test_refused_callers_stand_in_the_audit_log_once_a_kind(house: House) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import grpc.aio
 
-from acclimate_service.domain.access import ANONYMOUS, Principal
+from acclimate_service.domain.access import ANONYMOUS, Token
 from acclimate_service.domain.errors import (
     NotFound,
     PermissionDenied,
@@ -20,7 +20,7 @@ from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.caller import CALLER, Caller
 from acclimate_service.rpc.denials import Denial, Denials
-from acclimate_service.rpc.keyring import AuthContext, Keyring
+from acclimate_service.rpc.keyring import Keyring
 from acclimate_service.rpc.rates import Meter, Rates
 from acclimate_service.rpc.rights import RIGHTS, Right
 from acclimate_service.store import Actor, Store, act_as
@@ -62,16 +62,17 @@ class Door:
             RateExceeded: the caller has made too many.
         """
         peer = status.printable(context.peer(), 100)
-        principal = ANONYMOUS
+        principal, token = ANONYMOUS, None
         try:
             right = self._right(method)
-            if not right.open:
-                principal = self._principal(metadata, context)
-                right.check_role(principal, method)
+            if self._keyring is not None and not right.open:
+                token = self._keyring.token(_shown(metadata), context.auth_context())
+                principal = token.principal
+            right.check_role(principal, method)
         except (Unauthenticated, PermissionDenied) as error:
             self.deny(Caller(principal=principal, peer=peer), method, error)
             raise
-        visit = Visit(self, Caller(principal=principal, peer=peer), method, right)
+        visit = Visit(self, Caller(principal=principal, peer=peer), method, right, token)
         if not right.open:
             self.requests.spend(visit.caller.share, 1)
         if right.uploads:
@@ -114,19 +115,29 @@ class Door:
             raise PermissionDenied(f"{method} is open to nobody; give it a row in rpc/rights")
         return right
 
-    def _principal(self, metadata: Mapping[str, object], context: Context) -> Principal:
-        if self._keyring is None:
-            return ANONYMOUS
-        shown = metadata.get(AUTHORIZATION)
-        peer: AuthContext = context.auth_context()
-        return self._keyring.principal(None if shown is None else str(shown), peer)
+    def check(self, token: Token | None) -> None:
+        """See that a token that was let in is still good.
+
+        Raises:
+            Unauthenticated: it has ended.
+        """
+        if self._keyring is not None and token is not None:
+            self._keyring.check(token)
+
+
+def _shown(metadata: Mapping[str, object]) -> str | None:
+    shown = metadata.get(AUTHORIZATION)
+    return None if shown is None else str(shown)
 
 
 class Visit:
     """One call that was let in."""
 
-    def __init__(self, door: Door, caller: Caller, method: str, right: Right) -> None:
+    def __init__(
+        self, door: Door, caller: Caller, method: str, right: Right, token: Token | None
+    ) -> None:
         self.caller = caller
+        self._token = token
         self._door = door
         self._method = method
         self._right = right
@@ -144,16 +155,26 @@ class Visit:
         if self._actor is not None:
             act_as(self._actor)
 
+    def check(self) -> None:
+        """See that the caller may stay: a stream outlives the token that opened it.
+
+        Raises:
+            Unauthenticated: the token has ended meanwhile.
+        """
+        self._door.check(self._token)
+
     async def admit(self, message: Any, size: int) -> None:
         """Let a message of the call in, of *size* bytes; where the caller is too fast, later.
 
         Raises:
+            Unauthenticated: see ``check``.
             InvalidSpec: its reason is no line of plain text.
             PermissionDenied: it names what the caller may not reach.
             NotFound: it names a job of a model that the caller may not reach; the
                 answer is that to a job which does not exist, since a job's name does
                 not say whose it is.
         """
+        self.check()
         try:
             self._right.check_message(self.caller.principal, message)
             if not self.caller.models.everything:

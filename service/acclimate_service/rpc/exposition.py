@@ -66,7 +66,7 @@ def exposed(
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if keyring is not None:
             try:
-                keyring.principal(environ.get("HTTP_AUTHORIZATION"), {})
+                keyring.token(environ.get("HTTP_AUTHORIZATION"), {})
             except Unauthenticated as error:
                 start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer")])
                 return [f"{error}\n".encode()]

@@ -183,7 +183,7 @@ class _Call:
         async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
             async with self._around(context) as visit:
                 request = await self._admitted(raw, visit)
-                async for message in self._written(act(request, context)):
+                async for message in self._written(act(request, context), visit):
                     yield message
 
         return answer
@@ -191,7 +191,8 @@ class _Call:
     def stream_stream(self, act: Any) -> Any:
         async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async with self._around(context) as visit:
-                async for message in self._written(act(self._messages(raws, visit), context)):
+                answers = act(self._messages(raws, visit), context)
+                async for message in self._written(answers, visit):
                     yield message
 
         return answer
@@ -232,7 +233,7 @@ class _Call:
             # Admission may wait for its turn, which must not hold up a server that stops.
             yield await self._idle.wait(self._admitted(raw, visit))
 
-    async def _written(self, outcome: Any) -> AsyncIterator[Any]:
+    async def _written(self, outcome: Any, visit: Visit) -> AsyncIterator[Any]:
         """The messages of a handler, written as a generator or with ``context.write``."""
         if not hasattr(outcome, "__aiter__"):
             await (self._idle.wait(outcome) if self._rule.idle else outcome)
@@ -243,6 +244,7 @@ class _Call:
                 message = await (self._idle.wait(following) if self._rule.idle else following)
                 if message is _END:
                     return
+                visit.check()  # what follows a job for hours must not outlive its token
                 yield message
         finally:
             # Not left to the garbage collector: a handler's own `finally` gives back

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 
-from acclimate_service.domain.access import Principal, Token, id_in
+from acclimate_service.domain.access import Token, id_in
 from acclimate_service.domain.errors import Unauthenticated
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
@@ -22,7 +22,7 @@ _BEARER = "bearer "
 
 
 class Keyring:
-    """Finds the principal of a secret or of a certificate. The store is read in *lane*."""
+    """Finds the token of a secret or of a certificate. The store is read in *lane*."""
 
     def __init__(self, store: Store, *, lane: Lane, clock: Callable[[], dt.datetime]) -> None:
         self._store = store
@@ -52,8 +52,8 @@ class Keyring:
         if known is None or token.created_at >= known.created_at:
             self._certificates[token.certificate] = token.id
 
-    def principal(self, authorization: str | None, peer: AuthContext) -> Principal:
-        """Who shows this ``authorization`` header, or else this certificate.
+    def token(self, authorization: str | None, peer: AuthContext) -> Token:
+        """The token of this ``authorization`` header, or else of this certificate.
 
         Raises:
             Unauthenticated: nothing was shown, or what was is not (or no longer) good.
@@ -70,7 +70,15 @@ class Keyring:
             "(ACCLIMATE_TOKEN for the command line)"
         )
 
-    def _by_secret(self, authorization: str) -> Principal:
+    def check(self, token: Token) -> None:
+        """See that *token*, let in a while ago, has not ended since.
+
+        Raises:
+            Unauthenticated: it was revoked, or it has expired.
+        """
+        self._good(self._tokens[token.id])
+
+    def _by_secret(self, authorization: str) -> Token:
         if authorization[: len(_BEARER)].lower() != _BEARER:
             raise Unauthenticated("the authorization header is not of the form `Bearer ...`")
         secret = authorization[len(_BEARER) :].strip()
@@ -79,9 +87,9 @@ class Keyring:
             raise Unauthenticated("the token is not known; ask an admin for one")
         return self._good(token)
 
-    def _good(self, token: Token) -> Principal:
+    def _good(self, token: Token) -> Token:
         if token.revoked_at is not None:
             raise Unauthenticated(f"tokens/{token.id} was revoked; ask an admin for a new one")
         if not token.live(self._clock()):
             raise Unauthenticated(f"tokens/{token.id} has expired; ask an admin to rotate it")
-        return token.principal
+        return token
