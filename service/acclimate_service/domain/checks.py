@@ -77,7 +77,7 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
         reason += f", which does not exclude {excluded}" if undecided else ""
     else:
         reason = f"a drop of {points(drop)}, over the limit of {points(allowed.limit)}, "
-        reason += "which may be chance" if undecided else "and no chance"
+        reason += "which may be chance" if undecided else "more than chance explains"
         reason += f" (exact p = {mcnemar(lost, gained):.2g})"
     return Check(
         name=f"{name} accuracy",
@@ -138,7 +138,7 @@ def _parts(name: str, found: tuple[Group, ...], n: int, limit: float, level: flo
     needed = None
     if harmed:
         decision = Decision.REJECT
-        message = f"{name}: harm that is no chance to {some(map(_loss, harmed))}"
+        message = f"{name}: more was lost than chance explains: {some(map(_loss, harmed))}"
     elif alarming:
         decision = UNDECIDED
         family = max(1, sum(group.judged for group in found))
