@@ -42,7 +42,8 @@ from acclimate_service.training.trunk import Shown, Trunk
 DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
 MAX_SHOCKS = 2
-PATIENCE = 5  # epochs without a better select score
+PATIENCE = 5  # epochs without a better select score; half of all where stages have paid
+PAYS = 0.05  # of select score
 WATCHED = 256  # select images that tell one epoch from another; all of them weigh the trials
 
 Trouble = tuple[Failure, str]  # what made an epoch worthless, and its sign
@@ -177,7 +178,8 @@ class _Tuning:
         optimiser = self._optimiser(damping=self.rate)
         good = best = snapshot(self.network, self.trained)
         before = self._select()
-        best_score, best_epoch, epoch = _score(before), 0, 0
+        first = best_score = _score(before)
+        best_epoch, epoch = 0, 0
         while epoch < self.epochs and self._time_for_another(epoch):
             self._unfreeze(epoch)
             trouble = self._epoch(epoch, optimiser)
@@ -196,10 +198,19 @@ class _Tuning:
                 best_score, best_epoch = score, epoch
                 best = snapshot(self.network, self.trained)
             optimiser.average_out()
-            if score is not None and epoch - best_epoch >= PATIENCE:
+            if score is not None and epoch - best_epoch >= self._patience(first, best_score):
                 break
         self._note_overfitting()
         return best, best_epoch
+
+    def _patience(self, first: float | None, best: float | None) -> int:
+        """How many epochs without a better score are enough.
+
+        Stages that have gained much are likely to gain more while their rates fall.
+        """
+        if not self.trained or first is None or best is None or best - first < PAYS:
+            return PATIENCE
+        return max(PATIENCE, self.epochs // 2)
 
     def _shocked(self, scores: Scores | None, before: Scores | None) -> Trouble | None:
         """Whether the first epoch in which stages moved made the select images worse.

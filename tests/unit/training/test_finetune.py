@@ -12,7 +12,7 @@ from acclimate_service.training import finetune
 from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import MIN_STEPS, Listed
 from acclimate_service.training.diagnosis import Failure
-from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS
+from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS, PATIENCE
 from acclimate_service.training.measure import evaluate
 from acclimate_service.training.optimiser import Optimiser, restore
 from acclimate_service.training.run import Cancelled
@@ -231,6 +231,14 @@ def test_learning_noise_by_heart_is_named_overfitting_and_stopped_early():
     (finding,) = candidate.findings
     assert finding.failure is Failure.OVERFITTING
     assert "rose by" in finding.evidence
+
+
+def test_stages_that_have_paid_are_given_half_of_all_epochs_to_pay_more():
+    tail, head = tiny.learn("tail", epochs=30), tiny.learn("head", epochs=30)
+    waited = {c.strategy: len(c.history) - c.best_epoch for c in (tail, head)}
+    assert waited["head"] in (PATIENCE, 120 - head.best_epoch)
+    assert waited["tail"] in (15, 30 - tail.best_epoch)
+    assert waited["tail"] > PATIENCE
 
 
 def test_gradual_unfreezing_begins_with_the_last_stage():
