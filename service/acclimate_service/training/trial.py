@@ -72,6 +72,8 @@ def next_strategy(
 
 def _answer(tail: Trial, *, replay: bool) -> tuple[Strategy, str] | None:
     """What to try because of how the tail failed; None: it did not, or that is no help."""
+    if tail.failed(Failure.SHOCK) and tail.candidate.best_epoch == 0:
+        return STRATEGIES["late"], "the tail made select images worse at any rate"
     if tail.failed(Failure.UNDERFITTING):
         return STRATEGIES["deep"], "the tail was underfitting"
     if tail.failed(Failure.FORGETTING) and tail.given_up > GIVEN_UP:

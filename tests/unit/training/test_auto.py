@@ -147,10 +147,15 @@ def test_forgetting_that_costs_too_much_gain_is_answered_by_holding_harder(monke
 
 
 def test_overfitting_is_answered_by_fewer_stages(monkeypatch):
-    eager = dataclasses.replace(STRATEGIES["tail"], share=1.0, ema=0.0, label_smoothing=0.0)
+    eager = dataclasses.replace(
+        STRATEGIES["tail"], share=1.0, replay_share=0.0, ema=0.0, label_smoothing=0.0, cosine=False
+    )
     monkeypatch.setitem(STRATEGIES, "tail", eager)
-    few_and_wrong = tiny.Pictures([6] * 4, seed=3, dark=True, flipped=0.5)
-    outcome = run_engine(stock=tiny.target_stock(train=few_and_wrong), epochs=12)
+    few_and_wrong = tiny.Pictures([6] * 4, seed=13, dark=True, flipped=0.6)
+    careless = Tolerance(drop=1.0, nll=100.0)  # or forgetting would be answered first
+    outcome = run_engine(
+        stock=tiny.target_stock(train=few_and_wrong), epochs=16, tolerance=careless
+    )
     assert outcome.trials[1].failed(Failure.OVERFITTING)
     assert outcome.trials[2].candidate.strategy == "late"
 

@@ -81,6 +81,12 @@ def test_each_failure_of_the_tail_has_its_answer(failure, end, replay, answer):
     assert following(HEAD, tail, replay=replay) == answer
 
 
+def test_a_tail_that_is_worse_at_any_rate_is_answered_by_fewer_stages():
+    tail = trial("tail", won=30, findings=[Failure.SHOCK, Failure.UNDERFITTING])
+    lost = dataclasses.replace(tail.candidate, best_epoch=0)
+    assert following(HEAD, dataclasses.replace(tail, candidate=lost)) == "late"
+
+
 def test_one_answer_is_tried_and_no_more():
     tail = trial("tail", won=40, findings=[Failure.UNDERFITTING])
     deep = trial("deep", won=40, findings=[Failure.OVERFITTING])
