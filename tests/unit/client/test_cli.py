@@ -338,6 +338,22 @@ def test_the_guard_plans_without_a_service(run: Any, monkeypatch: pytest.MonkeyP
     assert run("guard", "plan", "--margin", "2").exit_code == 2
 
 
+def test_a_forced_version_is_listed_with_who_and_why(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Service.version
+
+    def forced(self: Service) -> Any:
+        found = honest(self)
+        found.forced_by, found.forced_reason = "ann", "[the lost class] is discontinued"
+        return found
+
+    assert "forced" not in run("versions", "digits").stdout
+    monkeypatch.setattr(Service, "version", forced)
+    told = run("versions", "digits").stdout
+    assert "2 was forced by ann: [the lost class] is discontinued" in told
+
+
 def test_a_models_policy_is_set_with_a_reason_and_shown(run: Any) -> None:
     words = ("guard", "set", "digits", "--preset", "strict", "--set", "source_margin=0.04")
     assert run(*words).exit_code == 2  # no reason

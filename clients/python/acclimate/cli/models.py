@@ -160,6 +160,10 @@ def versions(
         ),
         empty="no versions yet; see `acclimate adapt --help`",
     )
+    for version in found:
+        if version.forced_by:
+            told = f"{short(version.name)} was forced by {version.forced_by}: "
+            console.print(told + version.forced_reason, markup=False, highlight=False)
 
 
 def aliases(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
