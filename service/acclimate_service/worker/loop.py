@@ -80,6 +80,7 @@ class Loop:
         self._stall_seconds = stall_seconds
         self._max_attempts = max_attempts
         self._clock = clock
+        self._owed: tuple[Lease, str] | None = None  # a job to give back once the store is back
 
     def run(self, stop: threading.Event) -> None:
         """Work until *stop* is set; a job in hand then goes back to the queue."""
@@ -109,12 +110,32 @@ class Loop:
 
     def _claim(self) -> tuple[Job, Lease] | None:
         try:
+            self._give_back_what_is_owed()
             return self._jobs.claim(
                 self._worker, lease_seconds=self._lease_seconds, max_attempts=self._max_attempts
             )
         except StoreUnavailable as error:
             log.warning("store unavailable", error=str(error))
             return None
+
+    def _give_back_what_is_owed(self) -> None:
+        """Say of the job that an outage took from us that it did nothing wrong.
+
+        Claimed as one whose worker died, it would come closer to its last attempt with
+        every outage.
+
+        Raises:
+            StoreUnavailable: the store is still out of reach.
+        """
+        if self._owed is None:
+            return
+        lease, why = self._owed
+        try:
+            self._jobs.release(lease, spent=False, why=why)
+            log.info("job went back", job=str(lease.job), why=why)
+        except LeaseLost:
+            log.info("job left", job=str(lease.job))
+        self._owed = None
 
     def _attend(self, lease: Lease, trainer: Trainer, stop: threading.Event) -> bool:
         """Keep the lease while *trainer* works; see the job to an end or back to the queue.
@@ -160,6 +181,7 @@ class Loop:
             if now - renewed > KILL_AT * self._lease_seconds:
                 trainer.kill()
                 log.error("store out of reach: trainer ended", job=str(lease.job))
+                self._owed = (lease, "the store was out of reach")
                 return False
         self._settle(lease, trainer.last_words(), spent=not trainer.gave_up())
         return False
@@ -179,5 +201,7 @@ class Loop:
             log.warning("job went back", job=str(lease.job), why=why)
         except LeaseLost:
             log.info("job ended", job=str(lease.job))
-        except StoreUnavailable as error:  # its lease runs out, and it is claimed again
+        except StoreUnavailable as error:  # or its lease runs out, and it is claimed again
             log.warning("job not released", job=str(lease.job), error=str(error))
+            if not spent:
+                self._owed = (lease, why)

@@ -1,8 +1,8 @@
 """The child process that trains: one job in, one end state out.
 
 The parent half (`ChildTrainer`) starts, watches and kills; the child half
-(`main`) imports torch, waits for a lease on its standard input, takes the
-device's lock and runs the recipe. A dot on the child's standard output is a sign
+(`main`) imports torch, takes the device's lock, waits for a lease on its standard
+input and runs the recipe. A dot on the child's standard output is a sign
 of life. The child dies with its parent, so a device never has two trainers.
 """
 
@@ -157,15 +157,17 @@ def main() -> None:
 
     device = choose_device(workplace.device, threads=workplace.threads)
     sign_of_life = partial(os.write, signs, b".")
-    sign_of_life()  # ready
-    line = sys.stdin.readline()
-    if not line:
-        return  # the parent ended before there was a job
-    given = json.loads(line)
-    lease = Lease(job=JobName(given["job"]), worker=given["worker"], attempt=given["attempt"])
-    if device.type == "cpu":
-        _step_back(workplace.priority)
+    # Before it is ready: a job that is claimed never waits for another worker's, with its
+    # lease kept and nothing to show for it.
     with _device_lock(workplace.home if device.type == "cpu" else None, str(device)):
+        sign_of_life()  # ready
+        line = sys.stdin.readline()
+        if not line:
+            return  # the parent ended before there was a job
+        given = json.loads(line)
+        lease = Lease(job=JobName(given["job"]), worker=given["worker"], attempt=given["attempt"])
+        if device.type == "cpu":
+            _step_back(workplace.priority)
         try:
             run_job(
                 lease,
@@ -188,7 +190,11 @@ def _device_lock(home: Path | None, device: str) -> Iterator[None]:
     folder = home or Path(tempfile.gettempdir())
     path = folder / f"acclimate-{device.replace(':', '-')}.lock"
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for the device, which another worker has", device=device)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
