@@ -33,6 +33,8 @@ from acclimate.v1 import (
     adaptation_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
 )
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec, JobState
@@ -55,6 +57,7 @@ class Acts:
         self.adaptation = adaptation_pb2_grpc.AdaptationServiceStub(service.channel)
         self.registry = registry_pb2_grpc.RegistryServiceStub(service.channel)
         self.access = access_pb2_grpc.AccessServiceStub(service.channel)
+        self.rollouts = rollout_pb2_grpc.RolloutServiceStub(service.channel)
         self.oip = grpc_service_pb2_grpc.GRPCInferenceServiceStub(service.channel)
         self.store.domains.create(DomainName("site"), ("red", "green", "blue"))
         self.model = model(self.store, "m", source="domains/site")
@@ -139,6 +142,22 @@ class Acts:
             registry_pb2.DeleteAliasRequest(name=name, reason=WHY), **self.options
         )
         return name
+
+    def start_rollout(self) -> str:
+        alias = AliasName("m", f"tried{len(self.store.audit.list().items)}")
+        self.store.registry.set_alias(alias, self.first)
+        request = rollout_pb2.StartRolloutRequest(
+            alias=str(alias),
+            candidate=str(self.second),
+            mode=rollout_pb2.Rollout.MODE_SHADOW,
+            share=0.5,
+            reason=WHY,
+        )
+        return self.rollouts.StartRollout(request, **self.options).name
+
+    def stop_rollout(self) -> str:
+        request = rollout_pb2.StopRolloutRequest(name=self.start_rollout(), reason=WHY)
+        return self.rollouts.StopRollout(request, **self.options).name
 
     def repository_model_load(self) -> str:
         request = grpc_service_pb2.RepositoryModelLoadRequest(model_name="m")

@@ -249,7 +249,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 def test_predictions_go_on_without_the_store_and_health_says_what_does_not(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adaptation, registry, inference, oip, access = SERVICES
+    adaptation, registry, inference, oip, access, rollout = SERVICES
     name = model(service.store, "independent")
     promote(service, name, version(service.store, name, classifier(31)))
 
@@ -260,7 +260,7 @@ def test_predictions_go_on_without_the_store_and_health_says_what_does_not(
         patch.setattr(Database, "read", gone)
         patch.setattr(Database, "write", gone)
         until(lambda: service.health(adaptation) == "NOT_SERVING")
-        for stored in (registry, access, ""):
+        for stored in (registry, access, rollout, ""):
             assert service.health(stored) == "NOT_SERVING"
         assert (service.health(inference), service.health(oip)) == ("SERVING", "SERVING")
         assert service.health(str(name)) == "SERVING"

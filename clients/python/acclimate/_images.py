@@ -46,6 +46,7 @@ class Wanted:
     logits: bool
     embeddings: bool
     priority: int
+    routing_key: str
 
     def request(
         self, contents: list[bytes], shape: tuple[int, ...]
@@ -58,6 +59,7 @@ class Wanted:
             logits=self.logits,
             embeddings=self.embeddings,
             priority=self.priority,
+            routing_key=self.routing_key,
         )
         if shape:
             request.tensor.shape[:] = (len(contents), *shape)

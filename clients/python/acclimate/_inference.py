@@ -34,6 +34,7 @@ class InferenceCalls:
         logits: bool = False,
         embeddings: bool = False,
         priority: int = 2,
+        routing_key: str = "",
         timeout: float | None = None,
     ) -> list[Prediction]:
         """Predict on images, in their order; many images travel in several requests.
@@ -47,6 +48,8 @@ class InferenceCalls:
             logits: also return the logits.
             embeddings: also return the pooled features.
             priority: 1 goes before 2, and 2 before 3, while requests wait.
+            routing_key: during a canary, equal keys are answered by the same version (a
+                camera's id, say); empty lets each request's images decide.
             timeout: seconds for each request; None means the client's.
 
         Raises:
@@ -62,6 +65,7 @@ class InferenceCalls:
             logits=logits,
             embeddings=embeddings,
             priority=priority,
+            routing_key=routing_key,
         )
         found: list[Prediction] = []
         for request in _images.requests(images, wanted, at_most=_images.REQUEST_IMAGES):
@@ -81,6 +85,7 @@ class InferenceCalls:
         logits: bool = False,
         embeddings: bool = False,
         priority: int = 2,
+        routing_key: str = "",
     ) -> Iterator[Prediction | Refusal]:
         """Predict on a stream of images: one answer each, in their order, as they come.
 
@@ -98,6 +103,7 @@ class InferenceCalls:
             logits=logits,
             embeddings=embeddings,
             priority=priority,
+            routing_key=routing_key,
         )
         sending = _Sending(_images.requests(images, wanted, at_most=1))
         call = self._inference.PredictStream(

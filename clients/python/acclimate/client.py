@@ -12,12 +12,13 @@ from acclimate._adaptation import AdaptationCalls
 from acclimate._connection import TLS, Connection
 from acclimate._inference import InferenceCalls
 from acclimate._registry import RegistryCalls
+from acclimate._rollout import RolloutCalls
 from acclimate.resources import Health
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
-class Client(RegistryCalls, AdaptationCalls, InferenceCalls, AccessCalls):
+class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, AccessCalls):
     """A connection to one Acclimate service. Threads may share it.
 
         with Client("127.0.0.1:50051") as client:
@@ -58,6 +59,7 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, AccessCalls):
         )
         RegistryCalls.__init__(self, connection)
         AdaptationCalls.__init__(self, connection)
+        RolloutCalls.__init__(self, connection)
         InferenceCalls.__init__(self, connection)
         AccessCalls.__init__(self, connection)
         self._check_health = connection.channel.unary_unary(

@@ -231,6 +231,15 @@ class VersionInUse(ServiceError):
     reason = "VERSION_IN_USE"
 
 
+class RolloutRunning(ServiceError):
+    """The alias has a rollout that runs; it has one at a time."""
+
+    reason = "ROLLOUT_RUNNING"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} runs on this alias; wait for its end or stop it", name=name)
+
+
 class ImageInUse(ServiceError):
     """A job works on a domain that holds the image, which cannot be erased under it."""
 

@@ -87,6 +87,17 @@ class AliasName(_Name):
 
 
 @dataclass(frozen=True, order=True)
+class RolloutName(_Name):
+    """One trial of a version on an alias's traffic."""
+
+    pattern: ClassVar[str] = "models/{model}/rollouts/{rollout}"
+    model: str
+    rollout: str
+
+    __str__ = _Name.__str__
+
+
+@dataclass(frozen=True, order=True)
 class DomainName(_Name):
     """Where images come from: a camera, a site, a season."""
 

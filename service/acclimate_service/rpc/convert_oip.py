@@ -193,6 +193,18 @@ def priority(request: pb.ModelInferRequest) -> int:
     return convert_predictions.priority("parameters.priority", value)
 
 
+def routing_key(request: pb.ModelInferRequest) -> str:
+    """The parameter ``routing_key``, which decides who answers during a canary; or empty.
+
+    Raises:
+        InvalidSpec: it is no plain line.
+    """
+    if "routing_key" not in request.parameters:
+        return ""
+    given = request.parameters["routing_key"].string_param
+    return fields.text("parameters.routing_key", given, limit=300)
+
+
 def response(
     request: pb.ModelInferRequest,
     version: ModelVersion,

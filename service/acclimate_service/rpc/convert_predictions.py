@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,7 @@ class Question:
     images: tuple[bytes, ...]  # encoded; empty if pixels came as a tensor
     outputs: tuple[str, ...]
     priority: int
+    routing_key: str  # empty: the images decide
 
 
 def question(request: pb.PredictRequest) -> Question:
@@ -58,7 +59,17 @@ def question(request: pb.PredictRequest) -> Question:
         images=tuple(request.images),
         outputs=tuple(wanted),
         priority=priority("priority", request.priority),
+        routing_key=fields.text("routing_key", request.routing_key, limit=300),
     )
+
+
+def key(routing_key: str, contents: Sequence[bytes]) -> bytes:
+    """What decides which version answers during a canary: the caller's word, or the images."""
+    if routing_key:
+        return routing_key.encode()
+    first = contents[0] if contents else b""
+    # Enough to tell images apart: a file's or a tensor's beginning and end.
+    return first[:4096] + first[-4096:]
 
 
 def priority(field: str, value: int) -> int:

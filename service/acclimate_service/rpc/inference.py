@@ -11,10 +11,15 @@ import grpc.aio
 from acclimate.v1 import inference_pb2 as pb
 from acclimate.v1 import inference_pb2_grpc as pb_grpc
 from acclimate_service.domain.errors import ServiceError
+from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import ModelName, VersionName
+from acclimate_service.inference.answer import Answer
+from acclimate_service.inference.batcher import PATIENT
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.pool import Handle
 from acclimate_service.rpc import convert_predictions as convert
 from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.rollouts import Asked
 from acclimate_service.rpc.served import Served
 from acclimate_service.store import Store
 
@@ -72,18 +77,30 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.PredictRequest, deadline: float | None
     ) -> pb.PredictResponse:
         question = convert.question(request)
-        with await self._served.hold(question.model) as handle:
+
+        async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
             images = (
                 Encoded(files=question.images, preprocessing=preprocessing)
                 if question.images
                 else convert.pixels(request.tensor, preprocessing.size)
             )
-            answer = await handle.run(
-                images, question.outputs, deadline=deadline, priority=question.priority
+            return await handle.run(
+                images,
+                question.outputs,
+                deadline=None if patient else deadline,
+                priority=PATIENT if patient else question.priority,
             )
+
+        def write(handle: Handle[ModelVersion], answer: Answer) -> pb.PredictResponse:
             with handle.encoding():
                 return convert.response(request, handle.details, answer.outputs)
+
+        def key() -> bytes:
+            pixels = () if question.images else (request.tensor.pixels or request.tensor.floats,)
+            return convert.key(question.routing_key, [*question.images, *pixels])
+
+        return await self._served.answer(question.model, Asked(key=key, ask=ask, write=write))
 
 
 def deadline(context: Context) -> float | None:

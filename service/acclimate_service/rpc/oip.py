@@ -16,13 +16,18 @@ import grpc.aio
 from acclimate.oip import grpc_service_pb2 as pb
 from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
 from acclimate_service.domain.errors import InvalidSpec, ServiceError
+from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import ModelName, VersionName, check_id
+from acclimate_service.inference.answer import Answer
+from acclimate_service.inference.batcher import PATIENT
+from acclimate_service.inference.pool import Handle
 from acclimate_service.rpc import convert_oip as convert
-from acclimate_service.rpc import convert_repository, status
+from acclimate_service.rpc import convert_predictions, convert_repository, status
 from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.caller import caller
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import deadline
+from acclimate_service.rpc.rollouts import Asked
 from acclimate_service.rpc.served import Served
 from acclimate_service.store import Store
 
@@ -149,7 +154,8 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         priority = convert.priority(request)
         asked = convert.wanted(request)
         name = convert.target(request.model_name, request.model_version)
-        with await self._served.hold(name) as handle:
+
+        async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
             # Typed numbers are a Python object each: too many for the event loop.
             images = (
@@ -157,10 +163,24 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
                 if request.raw_input_contents
                 else await self._lane.run(convert.images, request, preprocessing)
             )
-            outputs = [output.name for output in asked]
-            answer = await handle.run(images, outputs, deadline=deadline, priority=priority)
+            return await handle.run(
+                images,
+                [output.name for output in asked],
+                deadline=None if patient else deadline,
+                priority=PATIENT if patient else priority,
+            )
+
+        def write(handle: Handle[ModelVersion], answer: Answer) -> pb.ModelInferResponse:
             with handle.encoding():
                 return convert.response(request, handle.details, asked, answer.outputs)
+
+        routing_key = convert.routing_key(request)
+
+        def key() -> bytes:
+            typed = [content for one in request.inputs for content in one.contents.bytes_contents]
+            return convert_predictions.key(routing_key, [*request.raw_input_contents, *typed])
+
+        return await self._served.answer(name, Asked(key=key, ask=ask, write=write))
 
     # ── the repository ───────────────────────────────────────────────────────
 

@@ -17,7 +17,7 @@ from acclimate_service.domain.access import AccessRole, Principal
 from acclimate_service.domain.errors import InvalidName, PermissionDenied
 from acclimate_service.domain.names import SLUG, JobName
 
-_MODEL: Final = re.compile(rf"(?:models/)?({SLUG})(?:/(?:versions|aliases)/{SLUG})?")
+_MODEL: Final = re.compile(rf"(?:models/)?({SLUG})(?:/(?:versions|aliases|rollouts)/{SLUG})?")
 _DOMAIN: Final = re.compile(rf"(?:domains/)?({SLUG})(?:/batches/{SLUG})?")
 
 PREDICT, UPLOAD, ADAPT, PROMOTE, ADMIN = AccessRole
@@ -201,6 +201,13 @@ _ACCESS: Final = {
     "ListAuditEntries": _right(ADMIN, unlimited=True),
 }
 
+_ROLLOUT: Final = {
+    "StartRollout": _right(PROMOTE, models=("alias", "candidate"), changes=True),
+    "GetRollout": _right(*ANY, models=("name",)),
+    "ListRollouts": _right(*ANY, models=("parent",)),
+    "StopRollout": _right(PROMOTE, models=("name",), changes=True),
+}
+
 # Probes and balancers have no token. What it tells of models is whether one answers.
 _HEALTH: Final = dict.fromkeys(("Check", "Watch", "List"), _right(open=True))
 
@@ -209,6 +216,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     **_service("acclimate.v1.RegistryService", _REGISTRY),
     **_service("acclimate.v1.InferenceService", _INFERENCE),
     **_service("acclimate.v1.AccessService", _ACCESS),
+    **_service("acclimate.v1.RolloutService", _ROLLOUT),
     **_service("inference.GRPCInferenceService", _OIP),
     **_service("grpc.health.v1.Health", _HEALTH),
     **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _right(*ANY)}),

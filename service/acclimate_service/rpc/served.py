@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import time
 import zlib
+from typing import TypeVar
 
 import structlog
 
@@ -32,7 +33,10 @@ from acclimate_service.inference.pool import Handle, Loaded, Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.rollouts import Asked, Trials
 from acclimate_service.store import Store
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
 LOCKS = 64  # that the moves of all models share
@@ -65,6 +69,7 @@ class Served:
         self._marker = 0  # the number of the last move in the store that was looked at
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._unloaded: set[str] = set()  # models that are not to be answered here
+        self.trials = Trials(store, lane=lane, load=self._load)
 
     @property
     def pool(self) -> Pool[ModelVersion]:
@@ -102,6 +107,18 @@ class Served:
             return self._pool.acquire(str(target))
         except NotReady:
             raise AliasNotFound(str(target)) from None
+
+    async def answer(self, name: str, asked: Asked[T]) -> T:
+        """The reply to a request, by whichever version answers it: see :class:`Trials`.
+
+        Raises:
+            ServiceError: as :meth:`hold`, or what answering raises.
+        """
+        with await self.hold(name) as handle:
+            target = _target(name)
+            if isinstance(target, VersionName):
+                return asked.write(handle, await asked.ask(handle, False))
+            return await self.trials.answer(str(target), handle, asked)
 
     def answers(self, name: str) -> bool:
         """Whether what an alias or a version names is loaded and answers here."""
@@ -243,6 +260,7 @@ class Served:
             await self._follow(alias)
         if moves:
             self._marker = moves[-1].number
+        await self.trials.catch_up()
 
     async def _follow(self, alias: AliasName) -> None:
         async with self._lock(alias.model):

@@ -23,6 +23,8 @@ from acclimate.v1 import (
     inference_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
 )
 from acclimate_service.domain.errors import Overloaded, StoreUnavailable
 from acclimate_service.domain.model import ModelVersion
@@ -43,6 +45,7 @@ from acclimate_service.rpc.oip import InferenceProtocolServicer
 from acclimate_service.rpc.rates import Rates
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
 from acclimate_service.rpc.registry import RegistryServicer
+from acclimate_service.rpc.rollout import RolloutServicer
 from acclimate_service.rpc.served import Served
 from acclimate_service.rpc.upload import UploadLimits, Uploads
 from acclimate_service.rpc.watch import Watchers
@@ -54,6 +57,7 @@ SERVICES: Final = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
     access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
+    rollout_pb2.DESCRIPTOR.services_by_name["RolloutService"].full_name,
 )
 
 
@@ -130,7 +134,7 @@ class Server:
     ) -> None:
         self.metrics = Metrics()
         self.metrics.registry.register(InferenceCollector(pool.statistics))
-        self.health = Health(storing=(*SERVICES[:2], SERVICES[4]), predicting=SERVICES[2:4])
+        self.health = Health(storing=(*SERVICES[:2], *SERVICES[4:]), predicting=SERVICES[2:4])
         self._store = store
         self._limits = limits
         self._following: asyncio.Task[None] | None = None
@@ -207,7 +211,9 @@ class Server:
             version=importlib.metadata.version("acclimate"),
         )
         access = AccessServicer(self._store, lane=self._lane, keyring=self.keyring)
+        rollout = RolloutServicer(self._store, lane=self._lane, served=self.served)
         adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, self._server)
+        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(rollout, self._server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
@@ -285,6 +291,8 @@ class Server:
         await asyncio.sleep(HEALTH_SECONDS)
         self._idle.stop()
         await self._server.stop(grace)
+        with contextlib.suppress(StoreUnavailable, Overloaded):
+            await self.served.trials.close()
         for lane in (self._lane, self._ingest, self._files, self._probe):
             lane.close()
 

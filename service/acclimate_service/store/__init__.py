@@ -33,6 +33,7 @@ from acclimate_service.store.pages import Page
 from acclimate_service.store.queue import Census
 from acclimate_service.store.reconcile import Reconciliation, reconcile
 from acclimate_service.store.registry import Registry
+from acclimate_service.store.rollouts import Rollouts
 from acclimate_service.store.tokens import Minted, Tokens
 from acclimate_service.store.versions import NewVersion
 
@@ -59,6 +60,7 @@ __all__ = [
     "Reconciliation",
     "Refusal",
     "Registry",
+    "Rollouts",
     "Store",
     "Tokens",
     "act_as",
@@ -77,6 +79,7 @@ class Store:
     domains: Domains
     jobs: Jobs
     registry: Registry
+    rollouts: Rollouts
     audit: Audit
     tokens: Tokens
 
@@ -148,6 +151,7 @@ def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Stor
         domains=Domains(database),
         jobs=Jobs(database, blobs),
         registry=Registry(database),
+        rollouts=Rollouts(database),
         audit=Audit(database),
         tokens=Tokens(database),
     )

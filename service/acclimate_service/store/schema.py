@@ -190,6 +190,27 @@ alias_moves = sa.Table(
     sa.Index("ix_alias_moves_alias", "model", "alias"),
 )
 
+# Trials of a version on an alias's traffic; `counts` is summed over all servers.
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    ordinal(),
+    sa.Column("id", sa.Text(), nullable=False, unique=True),
+    sa.Column("model", sa.Text(), sa.ForeignKey("models.id"), nullable=False, index=True),
+    sa.Column("alias", sa.Text(), nullable=False),
+    sa.Column("candidate", sa.Text(), nullable=False),
+    sa.Column("incumbent", sa.Text(), nullable=False),
+    sa.Column("mode", sa.Text(), nullable=False),
+    sa.Column("share", sa.Float(), nullable=False),
+    sa.Column("limits", sa.JSON(), nullable=False),
+    sa.Column("promote", sa.Boolean(), nullable=False),
+    sa.Column("state", sa.Text(), nullable=False, index=True),
+    sa.Column("counts", sa.JSON(), nullable=False),
+    sa.Column("reason", sa.Text(), nullable=False),
+    sa.Column("created_at", Instant(), nullable=False),
+    sa.Column("ended_at", Instant()),
+)
+
 # ── jobs ─────────────────────────────────────────────────────────────────────
 
 jobs = sa.Table(

@@ -12,6 +12,7 @@ from acclimate_service.domain.errors import NotFound, VersionInUse, VersionNotFo
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.model import Manifest, ModelVersion, Origin
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
+from acclimate_service.domain.rollout import RolloutState
 from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.pages import Page, page_limit, page_number
@@ -142,6 +143,7 @@ def delete(tx: Transaction, name: VersionName) -> None:
     tx.row(sa.select(model.c.id).where(model.c.id == name.model).with_for_update())
     _find(tx, name)
     aliases, jobs, table = schema.aliases, schema.jobs, schema.versions
+    trials = schema.rollouts
     for what, user in (
         (
             f"models/{name.model}/aliases/",
@@ -156,6 +158,14 @@ def delete(tx: Transaction, name: VersionName) -> None:
                 jobs.c.model == name.model,
                 jobs.c.incumbent == name.version,
                 jobs.c.state.in_([state.value for state in JobState if not state.ended]),
+            ),
+        ),
+        (
+            f"models/{name.model}/rollouts/",
+            sa.select(trials.c.id).where(
+                trials.c.model == name.model,
+                trials.c.state == RolloutState.RUNNING.value,
+                sa.or_(trials.c.candidate == name.version, trials.c.incumbent == name.version),
             ),
         ),
         (

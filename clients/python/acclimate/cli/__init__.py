@@ -21,6 +21,7 @@ from acclimate.cli import (
     models,
     predict,
     processes,
+    rollout,
     stats,
     store,
     up,
@@ -78,6 +79,7 @@ app.command(rich_help_panel=_MODELS)(models.promote)
 app.command(rich_help_panel=_MODELS)(models.rollback)
 app.command(rich_help_panel=_MODELS)(models.export)
 app.command(rich_help_panel=_MODELS)(predict.predict)
+app.add_typer(rollout.app, name="rollout", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(stats.stats)
 
 app.add_typer(domains.app, name="domains", rich_help_panel=_IMAGES)

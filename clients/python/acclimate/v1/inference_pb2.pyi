@@ -31,6 +31,7 @@ class PredictRequest(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """models/{model}/aliases/{alias}, models/{model}/versions/{version}, or models/{model}
     for its alias "production".
@@ -47,6 +48,10 @@ class PredictRequest(_message.Message):
     """Comes back with the answer; tells answers of a stream apart."""
     priority: _builtins.int
     """1 goes before 2, the default, and 2 before 3, while requests wait."""
+    routing_key: _builtins.str
+    """During a canary, requests with the same key are all answered by the same version (a
+    camera's id, say). Without one, a request's own content decides.
+    """
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded images (JPEG, PNG, WebP). Give these or tensor."""
@@ -67,10 +72,11 @@ class PredictRequest(_message.Message):
         embeddings: _builtins.bool = ...,
         id: _builtins.str = ...,
         priority: _builtins.int = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "priority", b"priority", "probabilities", b"probabilities", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "priority", b"priority", "probabilities", b"probabilities", "routing_key", b"routing_key", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,283 @@
+"""Rollouts on this server: which version answers a request, and what is seen of both.
+
+A canary's requests are told apart by a hash of their key, so the same key is always
+answered by the same version. A shadow answers after the incumbent's reply is on its
+way, behind every other request, a few at a time. No prediction fails because of a
+rollout: what the candidate cannot answer, the incumbent answers.
+
+What was seen is added to the store every time that the server looks there; a killed
+server loses what it saw since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from acclimate_service.domain.errors import (
+    BadImage,
+    DeadlineTooShort,
+    InputMismatch,
+    InvalidSpec,
+    Overloaded,
+    ServerStopping,
+    ServiceError,
+    StoreUnavailable,
+)
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.names import VersionName
+from acclimate_service.domain.rollout import Counts, Rollout, RolloutMode, RolloutState
+from acclimate_service.inference.answer import Answer
+from acclimate_service.inference.pool import Handle
+from acclimate_service.rpc.bounds import Lane
+from acclimate_service.store import Store
+
+T = TypeVar("T")
+
+SHADOWS = 4  # at work at once; more are dropped, and counted
+# The caller's own doing, or the whole server's: they say nothing of the candidate.
+_NOT_ITS_OWN = (
+    BadImage,
+    DeadlineTooShort,
+    InputMismatch,
+    InvalidSpec,
+    Overloaded,
+    ServerStopping,
+)
+
+Hold = Handle[ModelVersion]
+Load = Callable[[VersionName], Awaitable[Hold]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Generic[T]):
+    """One request, as a version is asked it. ``ask`` is given whether it may wait for all others.
+
+    ``write`` makes the reply; the bytes of ``key`` decide which version answers.
+    """
+
+    key: Callable[[], bytes]
+    ask: Callable[[Hold, bool], Awaitable[Answer]]
+    write: Callable[[Hold, Answer], T]
+
+
+@dataclass
+class _Trial:
+    """A rollout that runs here, and what was seen of it since the store was told."""
+
+    rollout: Rollout
+    candidate: Hold | None  # None: it would not load
+    seen: Counts = field(default_factory=Counts)
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def count(self, **more: float) -> None:
+        self.seen = self.seen + replace(Counts(), **more)  # type: ignore[arg-type]  # ints stay ints
+
+
+class Trials:
+    """The rollouts that run on this server. Belongs to one event loop.
+
+    *load* brings a version into the pool and holds it.
+    """
+
+    def __init__(self, store: Store, *, lane: Lane, load: Load) -> None:
+        self._store = store
+        self._lane = lane
+        self._load = load
+        self._trials: dict[str, _Trial] = {}  # by the alias's name
+        self._catching_up = asyncio.Lock()
+        self._telling: asyncio.Task[Rollout] | None = None
+
+    # ── answering ────────────────────────────────────────────────────────────
+
+    async def answer(self, alias: str, incumbent: Hold, asked: Asked[T]) -> T:
+        """The reply to a request that *incumbent* holds the alias for.
+
+        Raises:
+            ServiceError: what the incumbent raises.
+        """
+        trial = self._trials.get(alias)
+        if trial is None or str(trial.rollout.incumbent) != incumbent.version:
+            return asked.write(incumbent, await asked.ask(incumbent, False))
+        chosen = self._is_chosen(trial.rollout, asked.key())
+        if chosen and trial.rollout.draft.mode is RolloutMode.CANARY:
+            return await self._canary(trial, incumbent, asked)
+        answer = await asked.ask(incumbent, False)
+        told = _confidences(answer)
+        trial.count(
+            incumbent_requests=1,
+            incumbent_images=len(told),
+            incumbent_confidence=float(told.sum()),
+            incumbent_seconds=_seconds(answer),
+        )
+        if chosen:
+            self._shadow(trial, asked, answer)
+        return asked.write(incumbent, answer)
+
+    async def _canary(self, trial: _Trial, incumbent: Hold, asked: Asked[T]) -> T:
+        answer = await self._try(trial, asked, patient=False)
+        if answer is None or trial.candidate is None:
+            return asked.write(incumbent, await asked.ask(incumbent, False))
+        try:
+            return asked.write(trial.candidate, answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
+            self._failed(trial, error)
+            return asked.write(incumbent, await asked.ask(incumbent, False))
+
+    def _shadow(self, trial: _Trial, asked: Asked[T], answer: Answer) -> None:
+        """Ask the candidate too, later; its answer goes nowhere."""
+        if len(trial.shadows) >= SHADOWS:
+            trial.count(dropped=1)
+            return
+        task = asyncio.create_task(self._compare(trial, asked, answer))
+        trial.shadows.add(task)
+        task.add_done_callback(trial.shadows.discard)
+
+    async def _compare(self, trial: _Trial, asked: Asked[T], answer: Answer) -> None:
+        try:
+            other = await self._try(trial, asked, patient=True)
+        except _NOT_ITS_OWN:
+            trial.count(dropped=1)
+            return
+        if other is not None:
+            ours, theirs = _firsts(answer), _firsts(other)
+            trial.count(compared=len(ours), agreed=int((ours == theirs).sum()))
+
+    async def _try(self, trial: _Trial, asked: Asked[T], *, patient: bool) -> Answer | None:
+        """The candidate's answer; None if it has none, which is counted.
+
+        Raises:
+            ServiceError: the request itself is at fault, or the server has no room.
+        """
+        trial.count(requests=1)
+        if trial.candidate is None:
+            trial.count(errors=1)
+            return None
+        try:
+            answer = await asked.ask(trial.candidate, patient)
+        except _NOT_ITS_OWN:
+            trial.count(requests=-1)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
+            self._failed(trial, error)
+            return None
+        told = _confidences(answer)
+        trial.count(
+            images=len(told),
+            confidence=float(told.sum()),
+            seconds=_seconds(answer),
+        )
+        return answer
+
+    def _failed(self, trial: _Trial, error: Exception) -> None:
+        trial.count(errors=1)
+        structlog.get_logger(__name__).warning(
+            "candidate failed", rollout=str(trial.rollout.name), error=str(error)[:300]
+        )
+
+    @staticmethod
+    def _is_chosen(rollout: Rollout, key: bytes) -> bool:
+        digest = hashlib.blake2b(key, key=str(rollout.name).encode()[:64], digest_size=8).digest()
+        return int.from_bytes(digest, "big") < rollout.draft.share * 2**64
+
+    # ── following ────────────────────────────────────────────────────────────
+
+    async def catch_up(self) -> None:
+        """Tell the store what was seen, and take up and put down what it says.
+
+        Raises:
+            StoreUnavailable: the store is out of reach; what runs here goes on.
+        """
+        async with self._catching_up:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        for trial in list(self._trials.values()):
+            await self._tell(trial)
+        running = {
+            str(found.draft.alias): found
+            for found in await self._lane.run(self._store.rollouts.running)
+        }
+        for alias in [a for a in self._trials if a not in running]:
+            self._put_down(alias)
+        for alias, found in running.items():
+            known = self._trials.get(alias)
+            if known is None or known.rollout.name != found.name:
+                self._put_down(alias)
+                self._trials[alias] = _Trial(found, await self._candidate(found))
+
+    async def _tell(self, trial: _Trial) -> None:
+        seen, trial.seen = trial.seen, Counts()
+        if not seen:
+            return
+        counting = self._lane.run(self._store.rollouts.count, trial.rollout.name, seen)
+        self._telling = asyncio.create_task(counting)
+        try:
+            # Shielded: a server that stops just now must not drop what it has taken away.
+            found = await asyncio.shield(self._telling)
+        except (StoreUnavailable, Overloaded):
+            trial.seen = trial.seen + seen  # told the next time
+            raise
+        if found.state is not RolloutState.RUNNING:
+            structlog.get_logger(__name__).warning(
+                "rollout ended", rollout=str(found.name), state=found.state.value, why=found.reason
+            )
+            self._put_down(str(found.draft.alias))
+
+    async def _candidate(self, rollout: Rollout) -> Hold | None:
+        try:
+            return await self._load(rollout.draft.candidate)
+        except ServiceError as error:
+            structlog.get_logger(__name__).error(
+                "candidate does not load",
+                rollout=str(rollout.name),
+                reason=error.reason,
+                message=str(error),
+            )
+            return None
+
+    def _put_down(self, alias: str) -> None:
+        trial = self._trials.pop(alias, None)
+        if trial is not None:
+            for task in trial.shadows:
+                task.cancel()
+            if trial.candidate is not None:
+                trial.candidate.release()
+
+    async def close(self) -> None:
+        """Tell what was seen to the last, and let every candidate go.
+
+        Raises:
+            StoreUnavailable: the store is out of reach; what was seen last is lost.
+        """
+        try:
+            if self._telling is not None:
+                await asyncio.wait({self._telling})
+            for trial in list(self._trials.values()):
+                await self._tell(trial)
+        finally:
+            for alias in list(self._trials):
+                self._put_down(alias)
+
+
+def _seconds(answer: Answer) -> float:
+    """Of work, not of waiting: a shadow waits for everybody else."""
+    return (answer.timings.decode + answer.timings.infer) / 1e9
+
+
+def _confidences(answer: Answer) -> NDArray[np.floating]:
+    """The first class's probability, an image; none were asked for where logits alone were."""
+    found = answer.outputs.get("probabilities")
+    return np.empty(0) if found is None else found.max(axis=1)
+
+
+def _firsts(answer: Answer) -> NDArray[np.intp]:
+    found = answer.outputs.get("probabilities", answer.outputs.get("logits"))
+    return np.empty(0, np.intp) if found is None else found.argmax(axis=1)

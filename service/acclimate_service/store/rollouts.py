@@ -1,0 +1,213 @@
+"""Rollouts: begun, counted by every server, and ended once, with the alias where that moves."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from typing import Any
+
+import sqlalchemy as sa
+
+from acclimate_service.domain.errors import AliasNotFound, InvalidSpec, NotFound, RolloutRunning
+from acclimate_service.domain.names import AliasName, ModelName, RolloutName, VersionName
+from acclimate_service.domain.rollout import (
+    Counts,
+    Rollout,
+    RolloutDraft,
+    RolloutLimits,
+    RolloutMode,
+    RolloutState,
+    weigh,
+)
+from acclimate_service.store import aliases, audit, schema, versions
+from acclimate_service.store.engine import Database, Transaction, line
+from acclimate_service.store.ids import new_id
+from acclimate_service.store.pages import Page, page_limit, page_number
+
+
+class Rollouts:
+    """The rollouts of a store. Every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def start(self, draft: RolloutDraft, *, who: str, why: str) -> Rollout:
+        """Begin a rollout.
+
+        Raises:
+            AliasNotFound: there is no such alias.
+            InvalidSpec: the candidate is another model's, or what the alias points at.
+            RolloutRunning: the alias has one that runs.
+            VersionNotFound: there is no such candidate.
+        """
+        return self._database.write(_start, draft, who, why)
+
+    def get(self, name: RolloutName) -> Rollout:
+        """The rollout.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        return self._database.read(lambda tx: _rollout_of(_find(tx, name)))
+
+    def list(self, model: ModelName, page_size: int = 0, page_token: str = "") -> Page[Rollout]:
+        """A model's rollouts, newest first."""
+        return self._database.read(_page, model, page_size, page_token)
+
+    def running(self) -> builtins.list[Rollout]:
+        """All that run, of all models: what a server has to do."""
+        return self._database.read(_running)
+
+    def count(self, name: RolloutName, more: Counts) -> Rollout:
+        """Add what a server saw, and end the rollout if that calls for it.
+
+        Counts of one that has ended are added too, and change nothing else.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        return self._database.write(_count, name, more)
+
+    def stop(self, name: RolloutName, *, who: str, why: str) -> Rollout:
+        """End it; the alias stays. One that has ended stays as it is.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        return self._database.write(_stop, name, who, why)
+
+
+def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
+    table, alias = schema.rollouts, draft.alias
+    if draft.candidate.model != alias.model:
+        raise InvalidSpec(f"{draft.candidate} is not a version of models/{alias.model}")
+    tx.serialize("rollouts")
+    versions.get(tx, draft.candidate)
+    pointed = aliases.find(tx, alias)
+    if pointed is None:
+        raise AliasNotFound(str(alias))
+    if pointed.version == draft.candidate.version:
+        raise InvalidSpec(f"{alias} points at {draft.candidate} already")
+    running = tx.scalar(
+        sa.select(table.c.id).where(
+            table.c.model == alias.model,
+            table.c.alias == alias.alias,
+            table.c.state == RolloutState.RUNNING.value,
+        )
+    )
+    if running is not None:
+        raise RolloutRunning(str(RolloutName(alias.model, running)))
+    row = tx.row(
+        sa.insert(table)
+        .values(
+            id=new_id(tx.now),
+            model=alias.model,
+            alias=alias.alias,
+            candidate=draft.candidate.version,
+            incumbent=pointed.version,
+            mode=draft.mode.value,
+            share=draft.share,
+            limits=draft.limits.model_dump(mode="json"),
+            promote=draft.promote,
+            state=RolloutState.RUNNING.value,
+            counts=dataclasses.asdict(Counts()),
+            reason="",
+            created_at=tx.now,
+        )
+        .returning(*table.c)
+    )
+    begun = _rollout_of(row)
+    detail = f"{draft.mode.value} of {draft.candidate} at {draft.share:g} for {alias}"
+    audit.note(tx, "start of a rollout", begun.name, detail=detail, who=who, why=why)
+    return begun
+
+
+def _count(tx: Transaction, name: RolloutName, more: Counts) -> Rollout:
+    tx.serialize("rollouts")
+    found = _rollout_of(_find(tx, name))
+    counts = found.counts + more
+    table = schema.rollouts
+    values = {"counts": dataclasses.asdict(counts)}
+    tx.run(sa.update(table).where(table.c.id == name.rollout).values(**values))
+    if found.state is not RolloutState.RUNNING:
+        return _rollout_of(_find(tx, name))
+    pointed = aliases.find(tx, found.draft.alias)
+    if pointed is None or pointed.version != found.incumbent.version:
+        return _end(tx, name, RolloutState.STOPPED, "the alias moved meanwhile")
+    state, reason = weigh(found.draft, counts)
+    if state is RolloutState.RUNNING:
+        return _rollout_of(_find(tx, name))
+    if state is RolloutState.PROMOTED:
+        aliases.set_to(tx, found.draft.alias, found.draft.candidate, who=str(name), why=reason)
+    return _end(tx, name, state, reason)
+
+
+def _stop(tx: Transaction, name: RolloutName, who: str, why: str) -> Rollout:
+    tx.serialize("rollouts")
+    found = _rollout_of(_find(tx, name))
+    if found.state is not RolloutState.RUNNING:
+        return found
+    return _end(tx, name, RolloutState.STOPPED, why or "stopped", who=who)
+
+
+def _end(
+    tx: Transaction, name: RolloutName, state: RolloutState, reason: str, *, who: str = ""
+) -> Rollout:
+    table = schema.rollouts
+    row = tx.row(
+        sa.update(table)
+        .where(table.c.id == name.rollout)
+        .values(state=state.value, reason=line(reason), ended_at=tx.now)
+        .returning(*table.c)
+    )
+    audit.note(
+        tx, "end of a rollout", name, detail=state.value, who=who or str(name), why=line(reason)
+    )
+    return _rollout_of(row)
+
+
+def _find(tx: Transaction, name: RolloutName) -> sa.Row[Any]:
+    table = schema.rollouts
+    row = tx.row(sa.select(table).where(table.c.model == name.model, table.c.id == name.rollout))
+    if row is None:
+        raise NotFound(str(name), see="ListRollouts")
+    return row
+
+
+def _page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page[Rollout]:
+    table, limit, before = schema.rollouts, page_limit(page_size), page_number(token)
+    query = sa.select(table).where(table.c.model == model.model)
+    if before is not None:
+        query = query.where(table.c.number < before)
+    rows = tx.rows(query.order_by(table.c.number.desc()).limit(limit + 1))
+    return Page(
+        items=tuple(_rollout_of(row) for row in rows[:limit]),
+        next_token=str(rows[limit - 1].number) if len(rows) > limit else "",
+    )
+
+
+def _running(tx: Transaction) -> list[Rollout]:
+    table = schema.rollouts
+    query = sa.select(table).where(table.c.state == RolloutState.RUNNING.value)
+    return [_rollout_of(row) for row in tx.rows(query.order_by(table.c.number))]
+
+
+def _rollout_of(row: Any) -> Rollout:
+    """A row of ``rollouts`` as what it stands for."""
+    return Rollout(
+        name=RolloutName(row.model, row.id),
+        draft=RolloutDraft(
+            alias=AliasName(row.model, row.alias),
+            candidate=VersionName(row.model, row.candidate),
+            mode=RolloutMode(row.mode),
+            share=row.share,
+            limits=RolloutLimits.model_validate(row.limits),
+            promote=row.promote,
+        ),
+        incumbent=VersionName(row.model, row.incumbent),
+        state=RolloutState(row.state),
+        counts=Counts(**row.counts),
+        reason=row.reason,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+    )
