@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from tests.integration.certificates import Authority
 from tests.integration.rpc_server import fresh_store
+from typer.testing import CliRunner
 
 from acclimate import TLS, Client
+from acclimate.cli import app
 from acclimate.errors import NotAllowed, Overloaded, Unavailable
 from acclimate_service.config import ServeSettings
 from acclimate_service.domain.access import TokenDraft, principal_of
@@ -181,11 +183,14 @@ class House:
             process.terminate()
             process.wait(30)
 
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{(self.home / 'serve.port').read_text().strip()}"
+
     def client(self, token: str | None = None, shown: tuple[Path, Path] | None = None) -> Client:
-        port = (self.home / "serve.port").read_text().strip()
         certificate, key = shown or (None, None)
         tls = TLS(ca=self.authority.pem, certificate=certificate, key=key)
-        return Client(f"127.0.0.1:{port}", token=token, tls=tls, retries=0)
+        return Client(self.target, token=token, tls=tls, retries=0)
 
 
 def free_port() -> int:
@@ -256,6 +261,34 @@ def test_tokens_count_within_seconds_and_no_secret_is_ever_told(
         random = secret[len("acclimate_") + 16 + 1 :]
         assert random not in everything
         assert random.encode() not in kept
+
+
+def test_the_command_line_shows_tokens_and_the_audit_log(
+    authority: Authority, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = house.token("clerk", "admin")
+    time.sleep(1.5)
+    monkeypatch.setenv("ACCLIMATE_SERVER", house.target)
+    monkeypatch.setenv("ACCLIMATE_TLS_CA", str(authority.pem))
+    monkeypatch.setenv("ACCLIMATE_TOKEN", secret)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    made = json.loads(run("tokens", "create", "line-1", "--role", "upload", "--json"))
+    assert made["token"]["roles"] == ["upload"]
+    rotated = run("tokens", "rotate", "line-1", "--overlap", "1d")
+    assert "acclimate_" in rotated
+    run("tokens", "revoke", made["token"]["name"])
+    listed = run("tokens", "list", "--all")
+    assert re.search(r"line-1 +upload +all +all +secret +revoked", listed)
+    told = run("audit", "--who", "clerk", "--since", "1h")
+    assert "clerk: RevokeToken " + made["token"]["name"] in told
+    assert made["secret"] not in listed + told
+    assert CliRunner().invoke(app, ["audit", "--since", "soon"]).exit_code == 2
 
 
 def test_a_client_certificate_stands_for_its_principal(
