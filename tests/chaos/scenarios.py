@@ -26,7 +26,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "kills": Scenario(
         about="kill -9 of server, worker and both, on SQLite and PostgreSQL",
         run=kills,
-        full={"count": 12},
+        full={"count": 300},
         quick={"count": 60},
     ),
     "artifacts": Scenario(
