@@ -101,7 +101,9 @@ class World:
             pictures.furnish(client, plan.weights)
             if first_version:
                 self.service.work.start()
-                job = client.adapt("bars", "bright", promote_to="production", **QUICK)
+                # Enough to beat guessing, without which there is no first version.
+                enough = {**QUICK, "epochs": 20}
+                job = client.adapt("bars", "bright", promote_to="production", **enough)
                 wait_for(lambda: job.refresh().state.ended, JOB_SECONDS, "the first version")
                 assert job.state.value == "SUCCEEDED", job.snapshot
 
