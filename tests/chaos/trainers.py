@@ -11,6 +11,9 @@ from typing import Self
 
 MODULE = b"acclimate_service.worker.trainer"
 EVERY = 0.03  # seconds between two looks
+# The kernel ends the trainer of a worker that was killed, but a gigabyte takes it a moment
+# to give back, in which the next worker's trainer may have begun to import torch.
+DYING = 0.5
 SURE_AFTER = 1.0  # seconds after which a process will not become a trainer any more
 
 
@@ -33,10 +36,14 @@ def is_trainer(pid: int, home: Path) -> bool:
 
 
 class TrainerWatch:
-    """Looks again and again while its block runs; ``most`` is the largest number seen at once."""
+    """Looks again and again while its block runs.
+
+    ``most`` is the largest number that was seen at once for longer than ``DYING`` seconds.
+    """
 
     def __init__(self, home: Path) -> None:
         self.most = 0
+        self._several_since: float | None = None
         self.looks = 0
         self._home = home
         self._others: dict[int, float] = {}  # pids that are no trainers, and since when known
@@ -45,7 +52,13 @@ class TrainerWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(EVERY):
-            self.most = max(self.most, self._count())
+            found, now = self._count(), time.monotonic()
+            if found < 2:
+                self._several_since = None
+            elif self._several_since is None:
+                self._several_since = now
+            if found < 2 or now - (self._several_since or now) > DYING:
+                self.most = max(self.most, found)
             self.looks += 1
 
     def _count(self) -> int:
