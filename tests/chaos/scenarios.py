@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tests.chaos.crowd import crowd
 from tests.chaos.kills import kills
 from tests.chaos.row import Row
 from tests.chaos.swaps import artifacts, swaps, terms
@@ -46,6 +47,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=terms,
         full={"count": 100},
         quick={"count": 10},
+    ),
+    "crowd": Scenario(
+        about="thousands of streams, silent sockets and half-open connections",
+        run=crowd,
+        full={"streams": 10_000, "sockets": 4_000},
+        quick={"streams": 2_000, "sockets": 500},
     ),
     "workers": Scenario(
         about="trainers that hang, die or wake too late; jobs cancelled in every phase",
