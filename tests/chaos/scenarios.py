@@ -9,6 +9,7 @@ from typing import Any
 from tests.chaos.crowd import crowd
 from tests.chaos.kills import kills
 from tests.chaos.row import Row
+from tests.chaos.soak import soak
 from tests.chaos.swaps import artifacts, swaps, terms
 from tests.chaos.workers import workers
 
@@ -53,6 +54,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=crowd,
         full={"streams": 10_000, "sockets": 4_000},
         quick={"streams": 2_000, "sockets": 500},
+    ),
+    "soak": Scenario(
+        about="predictions beside swaps, uploads and jobs, and a leak that must be caught",
+        run=soak,
+        full={"seconds": 1800.0},
+        quick={"seconds": 120.0},
     ),
     "workers": Scenario(
         about="trainers that hang, die or wake too late; jobs cancelled in every phase",
