@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+WIDE = 10_000  # columns
+
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -47,7 +49,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     if table.row_count:
-        console.print(table)
+        # A file or a pipe has no edge at which names would have to be cut.
+        paper = console if console.is_terminal else Console(width=WIDE, highlight=False)
+        paper.print(table)
     else:
         console.print(f"[dim]{empty}[/dim]")
 
