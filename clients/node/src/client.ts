@@ -21,6 +21,7 @@ import {
 import {
   RegisterModelRequest_Draft as Draft,
   RegistryServiceClient,
+  SetAliasRequest,
   type Alias,
   type ModelVersion,
   type RegisterModelResponse,
@@ -141,13 +142,14 @@ export class Client {
   }
 
   /** Load and warm the version, then move the alias to it. */
-  promote(model: string, version: string, alias = "production"): Promise<Alias> {
+  promote(model: string, version: string, alias = "production", reason = ""): Promise<Alias> {
     const set = this.registry.setAlias.bind(this.registry);
-    return this.connection.call(set, {
+    const request = SetAliasRequest.fromPartial({
       name: names.aliasName(model, alias),
       version: names.versionName(version, model),
-      expectedVersion: "",
+      reason,
     });
+    return this.connection.call(set, request);
   }
 
   // ── adaptation ─────────────────────────────────────────────────────────────

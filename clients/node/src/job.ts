@@ -7,6 +7,7 @@ import { DeadlineExceeded } from "./errors.js";
 import { errorOf } from "./status.js";
 import {
   AdaptationJob_State as State,
+  CancelAdaptationJobRequest,
   type AdaptationJob,
   type AdaptationServiceClient,
   type JobEvent,
@@ -47,10 +48,11 @@ export class Job {
     return this;
   }
 
-  /** Ask for its end; a job that has ended stays as it is. */
-  async cancel(): Promise<this> {
+  /** Ask for its end, and say why; a job that has ended stays as it is. */
+  async cancel(reason = ""): Promise<this> {
     const cancel = this.stub.cancelAdaptationJob.bind(this.stub);
-    this.snapshot = await this.connection.call(cancel, { name: this.name });
+    const request = CancelAdaptationJobRequest.fromPartial({ name: this.name, reason });
+    this.snapshot = await this.connection.call(cancel, request);
     return this;
   }
 

@@ -242,6 +242,9 @@ def new_job(request: pb.CreateAdaptationJobRequest) -> NewJob:
     overrides = dict(fields.json_of("guard_overrides", request.spec.guard_overrides))
     if "base" in overrides:
         raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
+    # The values wait for the model's own policy, which they change; the names need not.
+    for name in sorted(overrides.keys() - GuardPolicy.model_fields.keys()):
+        raise InvalidSpec(f"the guard has no limit {name!r}", field=f"guard_overrides.{name[:100]}")
     return NewJob(
         model=ModelName.parse(request.model),
         domain=DomainName.parse(request.domain),
