@@ -12,6 +12,7 @@ from acclimate._connection import STREAM_SECONDS, Connection
 from acclimate._images import Image
 from acclimate._status import error_of
 from acclimate.resources import Prediction, Refusal, VersionStatistics
+from acclimate.rollouts import Drift
 from acclimate.v1 import inference_pb2, inference_pb2_grpc
 
 STREAM_IN_FLIGHT = 32  # requests
@@ -74,6 +75,28 @@ class InferenceCalls:
             )
             found.extend(_wire.predictions(answer))
         return found
+
+    def drift(self, model: str, *, timeout: float = 120.0) -> Drift:
+        """How far the images that came in lately lie from the domains that the model knows.
+
+        Args:
+            model: ``digits`` (what is in production), ``digits@canary`` or ``digits/3``.
+            timeout: seconds; the first call for a version takes some.
+
+        Raises:
+            NotFound: there is no such model, version or alias.
+        """
+        request = inference_pb2.GetDriftRequest(model=_names.served_name(model))
+        found = self._connection.call(
+            self._inference.GetDrift, request, idempotent=True, timeout=timeout
+        )
+        return Drift(
+            version=found.version,
+            images=found.images,
+            domains=tuple((one.domain, one.distance, one.p, one.unlike) for one in found.domains),
+            due=found.due,
+            message=found.message,
+        )
 
     def predict_stream(
         self,

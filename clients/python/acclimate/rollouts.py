@@ -1,4 +1,4 @@
-"""What a rollout looks like to a client."""
+"""What a rollout, and the drift of live inputs, look like to a client."""
 
 from __future__ import annotations
 
@@ -47,3 +47,17 @@ class Rollout:
         """The share of images that both answered alike; None if none were compared."""
         compared = self.counts.get("compared", 0)
         return self.counts["agreed"] / compared if compared else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far live images lie from the domains that a version knows.
+
+    ``domains`` are ``(domain, distance in [0, 1], p, unlike)``, the nearest first.
+    """
+
+    version: str
+    images: int
+    domains: tuple[tuple[str, float, float, bool], ...]
+    due: bool
+    message: str

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.v1 import inference_pb2 as pb
+from acclimate_service.domain.drift import Drift
 from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceError
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
@@ -180,6 +181,20 @@ def statistics(name: VersionName, counts: VersionStatistics) -> pb.VersionStatis
         decode=_stage(counts.decode),
         infer=_stage(counts.infer),
         encode=_stage(counts.encode),
+    )
+
+
+def drift(version: VersionName, found: Drift) -> pb.Drift:
+    """Write how far live inputs lie from what a version knows."""
+    return pb.Drift(
+        version=str(version),
+        images=found.images,
+        domains=[
+            pb.Drift.Domain(domain=one.domain, distance=one.distance, p=one.p, unlike=one.unlike)
+            for one in found.domains
+        ],
+        due=found.due,
+        message=found.told,
     )
 
 

@@ -18,6 +18,7 @@ from acclimate_service.inference.batcher import PATIENT
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.inference.pool import Handle
 from acclimate_service.rpc import convert_predictions as convert
+from acclimate_service.rpc import fields
 from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.rollouts import Asked
 from acclimate_service.rpc.served import Served
@@ -73,10 +74,17 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             ]
         )
 
+    async def GetDrift(self, request: pb.GetDriftRequest, context: Context) -> pb.Drift:
+        name = fields.text("model", request.model, limit=300, required=True)
+        with await self._served.hold(name) as handle:
+            found = await self._served.drifts.measure(handle)
+            return convert.drift(handle.details.name, found)
+
     async def _predict(
         self, request: pb.PredictRequest, deadline: float | None
     ) -> pb.PredictResponse:
         question = convert.question(request)
+        outputs = self._served.drifts.outputs(question.outputs)
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
@@ -87,7 +95,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             )
             return await handle.run(
                 images,
-                question.outputs,
+                outputs,
                 deadline=None if patient else deadline,
                 priority=PATIENT if patient else question.priority,
             )

@@ -155,6 +155,8 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         asked = convert.wanted(request)
         name = convert.target(request.model_name, request.model_version)
 
+        outputs = self._served.drifts.outputs(tuple(output.name for output in asked))
+
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
             # Typed numbers are a Python object each: too many for the event loop.
@@ -165,7 +167,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             )
             return await handle.run(
                 images,
-                [output.name for output in asked],
+                outputs,
                 deadline=None if patient else deadline,
                 priority=PATIENT if patient else priority,
             )

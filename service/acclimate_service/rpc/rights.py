@@ -176,6 +176,7 @@ _INFERENCE: Final = {
     "Predict": _right(PREDICT, models=("model",)),
     "PredictStream": _right(PREDICT, models=("model",)),
     "ListVersionStatistics": _right(*ANY, models=("parent",)),
+    "GetDrift": _right(*ANY, models=("model",)),
 }
 
 _OIP: Final = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import zlib
 from typing import TypeVar
@@ -28,9 +29,11 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.classifier import Classifier, Execution
 from acclimate_service.inference.pool import Handle, Loaded, Pool
 from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.rollouts import Asked, Trials
@@ -70,6 +73,7 @@ class Served:
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._unloaded: set[str] = set()  # models that are not to be answered here
         self.trials = Trials(store, lane=lane, load=self._load)
+        self.drifts = Drifts(store, lane=lane)
 
     @property
     def pool(self) -> Pool[ModelVersion]:
@@ -118,7 +122,14 @@ class Served:
             target = _target(name)
             if isinstance(target, VersionName):
                 return asked.write(handle, await asked.ask(handle, False))
-            return await self.trials.answer(str(target), handle, asked)
+
+            def write(by: Handle[ModelVersion], answer: Answer) -> T:
+                self.drifts.observe(by.version, answer)
+                return asked.write(by, answer)
+
+            return await self.trials.answer(
+                str(target), handle, dataclasses.replace(asked, write=write)
+            )
 
     def answers(self, name: str) -> bool:
         """Whether what an alias or a version names is loaded and answers here."""

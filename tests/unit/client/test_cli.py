@@ -25,7 +25,7 @@ COMMANDS = [
     ["tokens", "create"], ["tokens", "list"], ["tokens", "rotate"], ["tokens", "revoke"],
     ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
     ["audit"], ["doctor"], ["rollout", "start"], ["rollout", "show"], ["rollout", "stop"],
-    ["rollout", "list"], ["guard", "show"], ["guard", "set"],
+    ["rollout", "list"], ["drift"], ["guard", "show"], ["guard", "set"],
 ]  # fmt: skip
 PROCESSES = (["serve"], ["work"])  # they only log
 # Becomes the service's own program even for its help: tests/integration/test_upkeep.py.

@@ -15,6 +15,7 @@ from acclimate.cli import (
     demo,
     doctor,
     domains,
+    drift,
     guard,
     health,
     jobs,
@@ -79,6 +80,7 @@ app.command(rich_help_panel=_MODELS)(models.promote)
 app.command(rich_help_panel=_MODELS)(models.rollback)
 app.command(rich_help_panel=_MODELS)(models.export)
 app.command(rich_help_panel=_MODELS)(predict.predict)
+app.command(rich_help_panel=_MODELS)(drift.drift)
 app.add_typer(rollout.app, name="rollout", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(stats.stats)
 

@@ -378,3 +378,93 @@ class VersionStatistics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionStatistics: _TypeAlias = VersionStatistics  # noqa: Y015
+
+@_typing.final
+class GetDriftRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As in PredictRequest."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDriftRequest: _TypeAlias = GetDriftRequest  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """Drift is how far live images lie from known domains, in the version's own features."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Domain(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        DOMAIN_FIELD_NUMBER: _builtins.int
+        DISTANCE_FIELD_NUMBER: _builtins.int
+        P_FIELD_NUMBER: _builtins.int
+        UNLIKE_FIELD_NUMBER: _builtins.int
+        domain: _builtins.str
+        """domains/{domain}"""
+        distance: _builtins.float
+        """The energy coefficient, in [0, 1]; 0 is the same distribution."""
+        p: _builtins.float
+        """Of the permutation test, not corrected for the number of domains."""
+        unlike: _builtins.bool
+        """Whether the distance is beyond chance and large enough to matter."""
+        def __init__(
+            self,
+            *,
+            domain: _builtins.str = ...,
+            distance: _builtins.float = ...,
+            p: _builtins.float = ...,
+            unlike: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "domain", b"domain", "p", b"p", "unlike", b"unlike"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    DUE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """models/{model}/versions/{version}"""
+    images: _builtins.int
+    """Live images that were compared."""
+    due: _builtins.bool
+    """Whether every known domain is unlike: a new adaptation is due."""
+    message: _builtins.str
+    """The same in words."""
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drift.Domain]:
+        """The nearest first; empty if there was too little to compare."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        images: _builtins.int = ...,
+        domains: _abc.Iterable[Global___Drift.Domain] | None = ...,
+        due: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "due", b"due", "images", b"images", "message", b"message", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015

@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.FromString,
                 _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/acclimate.v1.InferenceService/GetDrift',
+                request_serializer=acclimate_dot_v1_dot_inference__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=acclimate_dot_v1_dot_inference__pb2.Drift.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -76,6 +81,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDrift(self, request, context):
+        """How far the images that came in lately lie from the domains that a version knows. The first
+        call for a version runs some of their images through it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +106,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ListVersionStatistics,
                     request_deserializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.SerializeToString,
+            ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=acclimate_dot_v1_dot_inference__pb2.GetDriftRequest.FromString,
+                    response_serializer=acclimate_dot_v1_dot_inference__pb2.Drift.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +195,33 @@ class InferenceService:
             '/acclimate.v1.InferenceService/ListVersionStatistics',
             acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsRequest.SerializeToString,
             acclimate_dot_v1_dot_inference__pb2.ListVersionStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.InferenceService/GetDrift',
+            acclimate_dot_v1_dot_inference__pb2.GetDriftRequest.SerializeToString,
+            acclimate_dot_v1_dot_inference__pb2.Drift.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class InferenceServiceStub:
     """Any number of requests on one stream; answers come in the order of the requests."""
     ListVersionStatistics: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListVersionStatisticsRequest, _inference_pb2.ListVersionStatisticsResponse]
     """What this server was asked of a model's versions since it started, and where the time went."""
+    GetDrift: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetDriftRequest, _inference_pb2.Drift]
+    """How far the images that came in lately lie from the domains that a version knows. The first
+    call for a version runs some of their images through it.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -49,6 +53,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Any number of requests on one stream; answers come in the order of the requests."""
     ListVersionStatistics: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListVersionStatisticsRequest, _inference_pb2.ListVersionStatisticsResponse]  # type: ignore[assignment]
     """What this server was asked of a model's versions since it started, and where the time went."""
+    GetDrift: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetDriftRequest, _inference_pb2.Drift]  # type: ignore[assignment]
+    """How far the images that came in lately lie from the domains that a version knows. The first
+    call for a version runs some of their images through it.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """InferenceService answers with the exact version that answered."""
@@ -75,5 +83,15 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ListVersionStatisticsResponse, _abc.Awaitable[_inference_pb2.ListVersionStatisticsResponse]]:
         """What this server was asked of a model's versions since it started, and where the time went."""
+
+    @_abc_1.abstractmethod
+    def GetDrift(
+        self,
+        request: _inference_pb2.GetDriftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.Drift, _abc.Awaitable[_inference_pb2.Drift]]:
+        """How far the images that came in lately lie from the domains that a version knows. The first
+        call for a version runs some of their images through it.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,110 @@
+"""What comes in, remembered as features, and compared with what a version knows.
+
+Of one request in ``EVERY`` the version's pooled features are kept, the newest ``KEPT``
+images of each version; the images themselves are not. What they are compared with is
+computed when somebody asks, behind all predictions, and kept as long as the version is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate_service.domain.drift import FEWEST, ROWS, Drift, Features, drift
+from acclimate_service.domain.examples import Example, Split
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.names import DomainName, ModelName
+from acclimate_service.inference.answer import Answer
+from acclimate_service.inference.batcher import PATIENT
+from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.pool import Handle
+from acclimate_service.rpc.bounds import Lane
+from acclimate_service.store import Store
+
+EVERY = 8  # requests, of which one is remembered
+KEPT = 256  # images of each version
+VERSIONS = 32  # remembered at once
+TOGETHER = 16  # reference images of one run
+OUTPUT = "embeddings"
+
+
+class Drifts:
+    """Live features by version, and their drift. Belongs to one event loop."""
+
+    def __init__(self, store: Store, *, lane: Lane) -> None:
+        self._store = store
+        self._lane = lane
+        self._count = itertools.count()
+        self._seen: OrderedDict[str, deque[NDArray[np.float32]]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, DomainName], Features] = OrderedDict()
+
+    def outputs(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The outputs to compute for the next request: those *asked*, now and then one more."""
+        if OUTPUT in asked or next(self._count) % EVERY:
+            return asked
+        return (*asked, OUTPUT)
+
+    def observe(self, version: str, answer: Answer) -> None:
+        """Remember an answer's features, if they were computed."""
+        rows = answer.outputs.get(OUTPUT)
+        if rows is None:
+            return
+        seen = self._seen.setdefault(version, deque(maxlen=KEPT))
+        self._seen.move_to_end(version)
+        seen.extend(np.array(row, np.float32) for row in rows)
+        while len(self._seen) > VERSIONS:
+            self._seen.popitem(last=False)
+
+    async def measure(self, handle: Handle[ModelVersion]) -> Drift:
+        """How far the last images that the version answered lie from each domain it knows.
+
+        Raises:
+            Overloaded: the server has no room for the comparison now.
+            StoreUnavailable: the store is out of reach.
+        """
+        version = handle.details
+        domains = await self._lane.run(self._domains, version)
+        known = {str(one): await self._reference(handle, one) for one in domains}
+        live = np.array(self._seen.get(handle.version, ()))
+        return await self._lane.run(drift, live, known)
+
+    def _domains(self, version: ModelVersion) -> list[DomainName]:
+        """The model's source, and every domain that a version of its lineage was made for."""
+        registry = self._store.registry
+        source = registry.get_model(ModelName(version.name.model)).source_domain
+        accepted = registry.accepted_domains(version.name)
+        return [one for one in dict.fromkeys([source, *accepted]) if one is not None]
+
+    async def _reference(self, handle: Handle[ModelVersion], domain: DomainName) -> Features:
+        key = (handle.version, domain)
+        if key not in self._known:
+            examples = await self._lane.run(self._examples, domain)
+            self._known[key] = await self._features(handle, examples)
+            while len(self._known) > 4 * VERSIONS:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    def _examples(self, domain: DomainName) -> list[Example]:
+        """Select images, and training images where those are too few; never verify images."""
+        found = self._store.domains.examples(domain, splits=[Split.SELECT])
+        if len(found) < FEWEST:
+            found = [*found, *self._store.domains.examples(domain, splits=[Split.TRAIN])]
+        # Ordered by content, which is as good as by chance.
+        return found[:ROWS]
+
+    async def _features(self, handle: Handle[ModelVersion], examples: list[Example]) -> Features:
+        preprocessing = handle.details.manifest.preprocessing
+        rows: list[Features] = [np.empty((0, 0), np.float32)]
+        for start in range(0, len(examples), TOGETHER):
+            blobs = [one.blob for one in examples[start : start + TOGETHER]]
+            files = [await self._lane.run(self._store.blobs.get, blob) for blob in blobs]
+            answer = await handle.run(
+                Encoded(files=tuple(files), preprocessing=preprocessing),
+                (OUTPUT,),
+                priority=PATIENT,
+            )
+            rows.append(answer.outputs[OUTPUT])
+        return np.concatenate(rows[1:]) if len(rows) > 1 else rows[0]
