@@ -244,7 +244,9 @@ def new_job(request: pb.CreateAdaptationJobRequest) -> NewJob:
         raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
     # The values wait for the model's own policy, which they change; the names need not.
     for name in sorted(overrides.keys() - GuardPolicy.model_fields.keys()):
-        raise InvalidSpec(f"the guard has no limit {name!r}", field=f"guard_overrides.{name[:100]}")
+        raise InvalidSpec(
+            f"guard_overrides: no limit {name!r}", field=f"guard_overrides.{name[:100]}"
+        )
     return NewJob(
         model=ModelName.parse(request.model),
         domain=DomainName.parse(request.domain),

@@ -418,6 +418,15 @@ class Service(
         self._enter("Predict", request, context)
         return self._predictions(request)
 
+    def GetDrift(
+        self, request: inference_pb2.GetDriftRequest, context: grpc.ServicerContext
+    ) -> inference_pb2.Drift:
+        self._enter("GetDrift", request, context)
+        night = inference_pb2.Drift.Domain(domain="domains/night", distance=0.02, unlike=True)
+        return inference_pb2.Drift(
+            version="models/digits/versions/2", images=90, domains=[night], due=True, message="due"
+        )
+
     def ListVersionStatistics(
         self, request: inference_pb2.ListVersionStatisticsRequest, context: grpc.ServicerContext
     ) -> inference_pb2.ListVersionStatisticsResponse:

@@ -29,7 +29,7 @@ def drift(
         print_table(
             ("DOMAIN", "DISTANCE", "P", ""),
             (
-                (short(domain), f"{distance:.2f}", f"{p:.3f}", "unlike" if unlike else "")
+                (short(domain), f"{distance:.3f}", f"{p:.3f}", "unlike" if unlike else "")
                 for domain, distance, p, unlike in found.domains
             ),
             empty="",

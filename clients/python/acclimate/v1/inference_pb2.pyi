@@ -416,7 +416,7 @@ class Drift(_message.Message):
         domain: _builtins.str
         """domains/{domain}"""
         distance: _builtins.float
-        """The energy coefficient, in [0, 1]; 0 is the same distribution."""
+        """The energy coefficient beyond chance, in [0, 1]; 0 is the same distribution."""
         p: _builtins.float
         """Of the permutation test, not corrected for the number of domains."""
         unlike: _builtins.bool
