@@ -12,6 +12,7 @@ counts as unlike only if H is large as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ Features = NDArray[np.floating]  # [n, d]
 
 ROWS = 128  # of each sample, at most
 FEWEST = 48  # below which nothing is told
-PERMUTATIONS = 499
+PERMUTATIONS = 499  # at least
 LEVEL = 0.01  # over all domains together (Holm)
 FAR = 0.01  # H from which a distance matters; photographs of two cameras differ by 0.02
 
@@ -57,7 +58,12 @@ def drift(live: Features, known: Mapping[str, Features], *, seed: int = 0) -> Dr
         told = f"no domain of this version has {FEWEST} images to compare with"
         return Drift(images=len(live), domains=(), due=False, told=told)
     drawn = np.random.default_rng(seed)
-    measured = {name: _distance(live, rows, drawn) for name, rows in references.items()}
+    # The smallest p there can be is 1 / (permutations + 1): among many domains it must still
+    # lie below the level that Holm leaves to the first, or none could ever be unlike.
+    permutations = max(PERMUTATIONS, math.ceil(2 * len(references) / LEVEL))
+    measured = {
+        name: _distance(live, rows, drawn, permutations) for name, rows in references.items()
+    }
     unlike = _holm({name: p for name, (_, p) in measured.items()})
     found = sorted(
         (
@@ -66,8 +72,8 @@ def drift(live: Features, known: Mapping[str, Features], *, seed: int = 0) -> Dr
         ),
         key=lambda one: one.distance,
     )
-    nearest = found[0]
     due = all(one.unlike for one in found)
+    nearest = found[0] if due else next(one for one in found if not one.unlike)
     told = (
         f"live images are like none of the known domains (nearest: {nearest.domain}, "
         f"{nearest.distance:.3f}): a new adaptation is due"
@@ -78,7 +84,7 @@ def drift(live: Features, known: Mapping[str, Features], *, seed: int = 0) -> Dr
 
 
 def _distance(
-    live: Features, reference: Features, drawn: np.random.Generator
+    live: Features, reference: Features, drawn: np.random.Generator, permutations: int
 ) -> tuple[float, float]:
     """H, and the p-value of its permutation test."""
     x, y = (_directions(_some(rows, drawn)) for rows in (live, reference))
@@ -86,7 +92,7 @@ def _distance(
     n, total = len(x), len(pooled)
     squares = (pooled**2).sum(axis=1)
     apart = np.sqrt(np.maximum(0, squares[:, None] + squares - 2 * pooled @ pooled.T))
-    places = np.zeros((PERMUTATIONS + 1, total))
+    places = np.zeros((permutations + 1, total))
     places[0, :n] = 1
     for row in places[1:]:
         row[drawn.permutation(total)[:n]] = 1

@@ -7,6 +7,7 @@ computed when somebody asks, behind all predictions, and kept as long as the ver
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import OrderedDict, deque
 
@@ -32,20 +33,30 @@ OUTPUT = "embeddings"
 
 
 class Drifts:
-    """Live features by version, and their drift. Belongs to one event loop."""
+    """Live features by version, and their drift. Belongs to one event loop.
 
-    def __init__(self, store: Store, *, lane: Lane) -> None:
+    Which requests are remembered is *drawn*.
+    """
+
+    def __init__(self, store: Store, *, lane: Lane, drawn: np.random.Generator) -> None:
         self._store = store
         self._lane = lane
+        self._drawn = drawn
         self._count = itertools.count()
+        self._chosen = 0  # the place, of every EVERY requests, of the one that is remembered
+        self._referring = asyncio.Lock()
         self._seen: OrderedDict[str, deque[NDArray[np.float32]]] = OrderedDict()
         self._known: OrderedDict[tuple[str, DomainName], Features] = OrderedDict()
 
     def outputs(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """The outputs to compute for the next request: those *asked*, now and then one more."""
-        if OUTPUT in asked or next(self._count) % EVERY:
+        if OUTPUT in asked:
             return asked
-        return (*asked, OUTPUT)
+        place = next(self._count) % EVERY
+        if place == 0:
+            # By chance: of models or cameras that ask by turns, always the same would be seen.
+            self._chosen = int(self._drawn.integers(EVERY))
+        return (*asked, OUTPUT) if place == self._chosen else asked
 
     def observe(self, version: str, answer: Answer) -> None:
         """Remember an answer's features, if they were computed."""
@@ -67,7 +78,9 @@ class Drifts:
         """
         version = handle.details
         domains = await self._lane.run(self._domains, version)
-        known = {str(one): await self._reference(handle, one) for one in domains}
+        # One at a time: many at once would fill the room that predictions need.
+        async with self._referring:
+            known = {str(one): await self._reference(handle, one) for one in domains}
         live = np.array(self._seen.get(handle.version, ()))
         return await self._lane.run(drift, live, known)
 

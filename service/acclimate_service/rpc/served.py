@@ -17,6 +17,7 @@ import time
 import zlib
 from typing import TypeVar
 
+import numpy as np
 import structlog
 
 from acclimate_service.domain.errors import (
@@ -73,7 +74,7 @@ class Served:
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._unloaded: set[str] = set()  # models that are not to be answered here
         self.trials = Trials(store, lane=lane, load=self._load)
-        self.drifts = Drifts(store, lane=lane)
+        self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
 
     @property
     def pool(self) -> Pool[ModelVersion]:

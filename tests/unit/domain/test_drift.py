@@ -51,6 +51,13 @@ def test_what_looks_like_one_known_domain_is_told_to_be_that() -> None:
     assert [one.unlike for one in found.domains] == [False, True]
 
 
+def test_a_shift_from_many_known_domains_is_seen_as_well() -> None:
+    rng = np.random.default_rng(8)
+    known = {f"site-{number}": cluster(rng, 96) for number in range(12)}
+    assert drift(cluster(rng, 96, shift=4.0), known).due
+    assert not drift(cluster(rng, 96), known).due
+
+
 def test_too_few_images_are_told_and_accuse_nobody() -> None:
     rng = np.random.default_rng(5)
     few = drift(cluster(rng, FEWEST - 1, shift=5), {"a": cluster(rng, 128)})

@@ -1,0 +1,78 @@
+"""Which requests are remembered, and how much room a comparison takes from predictions."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from acclimate_service.domain.names import DomainName, ModelName
+from acclimate_service.inference.encoded import Encoded
+from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.drifts import EVERY, OUTPUT, TOGETHER, Drifts
+from acclimate_service.store import Store
+
+EXAMPLES = 64
+
+
+class Answering:
+    """A version whose runs take a turn of the loop; counts the images inside."""
+
+    version = "models/shop/versions/1"
+    details = SimpleNamespace(
+        name=SimpleNamespace(model="shop"), manifest=SimpleNamespace(preprocessing=None)
+    )
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.images = 0
+
+    async def run(self, images: Encoded, *_: object, **__: object) -> SimpleNamespace:
+        self.inside += len(images.files)
+        self.images += len(images.files)
+        self.most = max(self.most, self.inside)
+        await asyncio.sleep(0.005)
+        self.inside -= len(images.files)
+        return SimpleNamespace(outputs={OUTPUT: np.zeros((len(images.files), 4), np.float32)})
+
+
+def a_store() -> Store:
+    site = DomainName("site")
+    examples = [SimpleNamespace(blob=str(number)) for number in range(EXAMPLES)]
+    return cast(
+        Store,
+        SimpleNamespace(
+            registry=SimpleNamespace(
+                get_model=lambda name: SimpleNamespace(name=ModelName("shop"), source_domain=site),
+                accepted_domains=lambda name: [],
+            ),
+            domains=SimpleNamespace(examples=lambda domain, splits: examples),
+            blobs=SimpleNamespace(get=lambda digest: b""),
+        ),
+    )
+
+
+@pytest.mark.parametrize("cameras", [2, 4, EVERY])
+def test_of_cameras_that_ask_by_turns_each_is_remembered_as_often(cameras: int) -> None:
+    drifts = Drifts(a_store(), lane=cast(Lane, None), drawn=np.random.default_rng(0))
+    seen = [0] * cameras
+    for number in range(800 * EVERY):
+        seen[number % cameras] += OUTPUT in drifts.outputs(("probabilities",))
+    assert sum(seen) == 800
+    assert min(seen) > 0.6 * 800 / cameras
+
+
+def test_many_who_ask_at_once_leave_the_room_to_predictions() -> None:
+    version = Answering()
+
+    async def scene() -> None:
+        lane = Lane("store", threads=2, waiting=64)
+        drifts = Drifts(a_store(), lane=lane, drawn=np.random.default_rng(0))
+        await asyncio.gather(*(drifts.measure(cast(Any, version)) for _ in range(20)))
+        lane.close()
+
+    asyncio.run(scene())
+    assert version.most <= TOGETHER
+    assert version.images == EXAMPLES  # computed once for all of them
