@@ -44,7 +44,7 @@ class Plan:
     target: str = "uci"
     size: int = 64  # pixels a side of the network's input
     source_train: int = 800
-    source_holdout: int = 800
+    source_holdout: int = 1600
     target_train: int = 200
     target_holdout: int = 400
     source_epochs: int = 5
