@@ -230,6 +230,8 @@ def test_a_second_rollout_and_a_share_of_nothing_are_refused(
     candidate = another(service, shop)
     with pytest.raises(InvalidRequest, match="share"):
         client.start_rollout("shop", candidate.version, share=0)
+    with pytest.raises(InvalidRequest, match="none to compare"):
+        client.start_rollout("shop", candidate.version, share=1.0, promote=True)
     begun = client.start_rollout("shop", candidate.version)
     with pytest.raises(Conflict, match="runs on this alias"):
         client.start_rollout("shop", candidate.version)

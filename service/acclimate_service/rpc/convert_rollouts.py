@@ -41,6 +41,12 @@ def draft(request: pb.StartRolloutRequest) -> RolloutDraft:
         raise InvalidSpec("mode must be SHADOW or CANARY", field="mode")
     if not 0 < request.share <= 1:
         raise InvalidSpec("share must lie in (0, 1]", field="share")
+    if request.promote and request.share == 1 and request.mode == pb.Rollout.MODE_CANARY:
+        raise InvalidSpec(
+            "a canary of all requests leaves none to compare it with, so it would never be "
+            "promoted; give a smaller share",
+            field="share",
+        )
     given = {field.name: value for field, value in request.limits.ListFields()}
     return RolloutDraft(
         alias=AliasName.parse(request.alias),
