@@ -33,6 +33,7 @@ from acclimate_service.training.network import Network
 _log = logging.getLogger(__name__)
 
 OPSET = 20
+LAYOUT = "2"  # of the graph; an older one is exported afresh instead of patched
 PREFIX = "network.model."  # of the library's tensor names, in the graph
 MAX_BYTES = 2**31 - 2**24  # what protobuf can hold, less 16 MiB for the graph itself
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order stay below 1e-4
@@ -120,6 +121,7 @@ def trace(network: Network, labels: Sequence[str]) -> bytes:
     assert program is not None  # only with dynamo=False or a file name
     model: onnx.ModelProto = program.model_proto
     _strip(model)
+    _untie_constants(model)
     onnx.helper.set_model_props(model, {**_graph_facts(network), "labels": json.dumps([*labels])})
     return model.SerializeToString(deterministic=True)
 
@@ -222,6 +224,7 @@ def _graph_facts(network: Network) -> dict[str, str]:
         "architecture": str(network.architecture),
         "size": str(network.preprocessing.size),
         "label_count": str(network.labels),
+        "layout": LAYOUT,
     }
 
 
@@ -233,6 +236,24 @@ def _strip(model: onnx.ModelProto) -> None:
         for entry in part:
             entry.ClearField("doc_string")
             entry.ClearField("metadata_props")
+
+
+def _untie_constants(model: onnx.ModelProto) -> None:
+    """Say the type of a constant outright instead of "as that activation's" (``CastLike``).
+
+    The zero bias of every convolution is written so. To onnxruntime it then depends on
+    the image, so it folds no BatchNorm into a convolution: measured on EfficientNet-Lite0,
+    27 ms an image instead of 8.
+    """
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    }
+    for node in model.graph.node:
+        if node.op_type == "CastLike" and node.input[1] in types:
+            node.op_type = "Cast"
+            node.attribute.append(onnx.helper.make_attribute("to", types[node.input[1]]))
+            del node.input[1]
 
 
 @contextlib.contextmanager

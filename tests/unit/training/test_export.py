@@ -156,6 +156,26 @@ def test_a_file_of_another_graph_is_not_patched(exported: Export) -> None:
     assert patch(model.SerializeToString(), tiny(), LABELS) is None
 
 
+def test_onnxruntime_folds_every_batchnorm_into_its_convolution(tmp_path: Path) -> None:
+    bare = tiny()  # convolutions before BatchNorm have no bias of their own
+    conv = bare.model.get_submodule("conv")
+    assert isinstance(conv, nn.Conv2d)
+    conv.register_parameter("bias", None)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(trace(bare, LABELS), options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+    assert "Conv" in kinds
+    assert "BatchNormalization" not in kinds
+
+
+def test_a_file_of_an_older_layout_is_exported_afresh(exported: Export, network: Network) -> None:
+    model = onnx.load_model_from_string(exported.onnx)
+    facts = {e.key: e.value for e in model.metadata_props if e.key != "layout"}
+    onnx.helper.set_model_props(model, facts)
+    assert patch(model.SerializeToString(), network, LABELS) is None
+
+
 def test_an_old_graph_that_computes_otherwise_is_exported_afresh(
     exported: Export, successor: Network, fresh: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
