@@ -20,10 +20,10 @@ CLAIM_SECONDS = 20.0  # in which a worker that was started has a job in hand, if
 SETTLE_SECONDS = 300.0
 
 
-def kills(plan: Plan, *, count: int = 300, engines: tuple[str, ...] = ENGINES) -> Iterator[Row]:
+def kills(plan: Plan, *, times: int = 300, parts: tuple[str, ...] = ENGINES) -> Iterator[Row]:
     """So many kills, spread over the engines."""
-    for engine in engines:
-        yield _kills_over(plan, engine, count // len(engines))
+    for engine in parts:
+        yield _kills_over(plan, engine, times // len(parts))
 
 
 def _kills_over(plan: Plan, engine: str, count: int) -> Row:
@@ -52,13 +52,13 @@ def _kills_over(plan: Plan, engine: str, count: int) -> Row:
             tally.note("settlings missed", wrong=not settled)
             states = Counter(job.state.value for job in world.jobs())
             attempts = sum(job.attempt for job in world.jobs())
-    listed = " and ".join(f"{number} of {victim}" for victim, number in done.items())
     return Row(
         scenario=f"kills, {engine}",
-        did=f"kill -9: {listed}",
+        did="kill -9 of the server, of the worker and of both, by turns",
         times=count,
         broken=tally,
         measured={
+            **{f"of the {victim}": number for victim, number in done.items()},
             "examples acknowledged": ledger.examples,
             "uploads committed": len(ledger.committed),
             "broken off": len(ledger.broken_off),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,22 @@ class Row:
     did: str
     times: int
     broken: Mapping[str, int] = field(default_factory=dict)
-    measured: Mapping[str, object] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Row) -> Row:
+        """The row of both: counts are added; of other figures (seconds, MiB) the larger counts."""
+        return replace(
+            self,
+            times=self.times + other.times,
+            broken={
+                name: self.broken.get(name, 0) + other.broken.get(name, 0)
+                for name in {**self.broken, **other.broken}
+            },
+            measured={
+                name: _together(self.measured.get(name), other.measured.get(name))
+                for name in {**self.measured, **other.measured}
+            },
+        )
 
     @property
     def held(self) -> bool:
@@ -36,6 +51,20 @@ class Tally(Counter[str]):
     def note(self, what: str, *, wrong: bool) -> None:
         """Count one *what*, if it went wrong."""
         self[what] += int(wrong)
+
+
+def _together(one: float | None, other: float | None) -> float:
+    if one is None or other is None:
+        return one or other or 0
+    return one + other if isinstance(one, int) and isinstance(other, int) else max(one, other)
+
+
+def added(rows: Iterable[Row]) -> list[Row]:
+    """One row a scenario."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found[row.scenario] = found[row.scenario] + row if row.scenario in found else row
+    return list(found.values())
 
 
 HEADINGS = ("scenario", "what was done", "times", "what must be 0", "measured", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,43 +11,68 @@ from tests.chaos.kills import kills
 from tests.chaos.row import Row
 from tests.chaos.soak import soak
 from tests.chaos.swaps import artifacts, swaps, terms
-from tests.chaos.workers import workers
+from tests.chaos.workers import FAULTS, workers
+from tests.chaos.world import ENGINES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A scenario: ``run(plan, **full)`` for the figures, ``run(plan, **quick)`` in minutes."""
+    """A scenario: ``run(plan, **full)`` for the figures, ``run(plan, **quick)`` in minutes.
+
+    ``parts`` are what of it can be run alone, with ``run(plan, parts=…)``.
+    """
 
     about: str
     run: Callable[..., Iterable[Row]]
     full: Mapping[str, Any]
     quick: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+
+    def arguments(
+        self, *, quick: bool, times: int | None, parts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What to call ``run`` with; *times* takes the place of how often it does its thing.
+
+        Raises:
+            ValueError: it does nothing that is counted, or has no such part.
+        """
+        chosen = dict(self.quick if quick else self.full)
+        if times is not None:
+            if "times" not in chosen:
+                raise ValueError(f"has no number of times, only {', '.join(chosen)}")
+            chosen["times"] = times
+        unknown = sorted(set(parts) - set(self.parts))
+        if unknown:
+            there = ", ".join(self.parts) or "none"
+            raise ValueError(f"has no part {', '.join(unknown)} among: {there}")
+        return chosen | ({"parts": tuple(parts)} if parts else {})
 
 
 SCENARIOS: Mapping[str, Scenario] = {
     "kills": Scenario(
         about="kill -9 of server, worker and both, on SQLite and PostgreSQL",
         run=kills,
-        full={"count": 300},
-        quick={"count": 60},
+        full={"times": 300},
+        quick={"times": 60},
+        parts=ENGINES,
     ),
     "artifacts": Scenario(
         about="versions whose file rotted, promoted",
         run=artifacts,
-        full={"count": 300},
-        quick={"count": 60},
+        full={"times": 300},
+        quick={"times": 60},
     ),
     "swaps": Scenario(
         about="an alias moved under 32 clients",
         run=swaps,
-        full={"count": 1024},
-        quick={"count": 128},
+        full={"times": 1024},
+        quick={"times": 128},
     ),
     "terms": Scenario(
         about="SIGTERM to a busy server",
         run=terms,
-        full={"count": 100},
-        quick={"count": 10},
+        full={"times": 100},
+        quick={"times": 10},
     ),
     "crowd": Scenario(
         about="thousands of streams, silent sockets and half-open connections",
@@ -66,5 +91,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=workers,
         full={"times": 5},
         quick={"times": 1},
+        parts=tuple(FAULTS),
     ),
 }

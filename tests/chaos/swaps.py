@@ -30,7 +30,7 @@ SURELY = 0.15  # seconds after which a request that was sent has been taken
 BUSY = [plain((200, 100, 50), side=512)] * 64  # an answer that takes longer than that
 
 
-def swaps(plan: Plan, *, count: int = 1024, clients: int = 32) -> Iterator[Row]:
+def swaps(plan: Plan, *, times: int = 1024, clients: int = 32) -> Iterator[Row]:
     """So many moves of an alias under so many clients."""
     answers = Answers()
     moves: list[float] = []
@@ -41,17 +41,17 @@ def swaps(plan: Plan, *, count: int = 1024, clients: int = 32) -> Iterator[Row]:
             world.service.client() as client,
             Clients(world.service.target, answers, threads=clients),
         ):
-            for number in range(count):
+            for number in range(times):
                 began = time.monotonic()
                 client.promote(MODEL, str(versions[number % VERSIONS]))
                 moves.append(time.monotonic() - began)
                 if number % 128 == 127:
-                    plan.say(f"{number + 1} of {count} swaps, {answers.good} answers")
+                    plan.say(f"{number + 1} of {times} swaps, {answers.good} answers")
     answers.tally["failed"] = len(answers.refused)
     yield Row(
         scenario="swaps",
         did=f"an alias moved among {VERSIONS} versions under {clients} clients",
-        times=count,
+        times=times,
         broken=answers.tally,
         measured={
             "predictions": answers.good,
@@ -62,14 +62,14 @@ def swaps(plan: Plan, *, count: int = 1024, clients: int = 32) -> Iterator[Row]:
     )
 
 
-def terms(plan: Plan, *, count: int = 100, clients: int = 8) -> Iterator[Row]:
+def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
     """So many servers told to stop while they are busy."""
     drawn = random.Random(plan.seed)
     tally = Tally("accepted requests lost", "exits late", "exits with an error", "other errors")
     good, finished, turned_away, slowest = 0, 0, 0, 0.0
     with place("sqlite", "terms") as (home, _), World(home) as world:
         serve_colours(world, versions=1)
-        for number in range(count):
+        for number in range(times):
             answers = Answers()
             world.service.serve.start()
             world.service.client().close()
@@ -88,11 +88,11 @@ def terms(plan: Plan, *, count: int = 100, clients: int = 8) -> Iterator[Row]:
             good, turned_away = good + answers.good, turned_away + len(answers.refused)
             finished += sum(sent < told - SURELY and ended > told for sent, ended in answers.spans)
             slowest = max(slowest, took)
-            plan.say(f"{number + 1} of {count} SIGTERMs, the last took {took:.1f} s")
+            plan.say(f"{number + 1} of {times} SIGTERMs, the last took {took:.1f} s")
     yield Row(
         scenario="terms",
         did=f"SIGTERM to a server with {clients} requests of {len(BUSY)} images in flight",
-        times=count,
+        times=times,
         broken=tally,
         measured={
             "answered": good,
@@ -103,7 +103,7 @@ def terms(plan: Plan, *, count: int = 100, clients: int = 8) -> Iterator[Row]:
     )
 
 
-def artifacts(plan: Plan, *, count: int = 300) -> Iterator[Row]:
+def artifacts(plan: Plan, *, times: int = 300) -> Iterator[Row]:
     """So many spoiled files of a version that is to go live."""
     drawn = random.Random(plan.seed)
     tally = Tally("spoiled versions served", "predictions lost", "refusals without a reason")
@@ -118,7 +118,7 @@ def artifacts(plan: Plan, *, count: int = 300) -> Iterator[Row]:
             world.service.client() as client,
             grpc.insecure_channel(world.service.target) as channel,
         ):
-            for number in range(count):
+            for number in range(times):
                 file.write_bytes(_spoiled(whole, drawn, truncate=number % 2 == 0))
                 refusal = _refusal(client, second)
                 if refusal is None:
@@ -133,7 +133,7 @@ def artifacts(plan: Plan, *, count: int = 300) -> Iterator[Row]:
     yield Row(
         scenario="artifacts",
         did="a version's file truncated or one bit of it flipped, then promoted",
-        times=count,
+        times=times,
         broken=tally,
         measured={f"refused with {reason}": number for reason, number in reasons.items()},
     )

@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,11 @@ MORE = 8 * 2**20  # bytes that a trainer short of memory may still have
 LONG = {"epochs": 200}  # a job that is still at it when something happens to it
 
 
-def workers(plan: Plan, *, times: int = 5) -> Iterator[Row]:
+def workers(plan: Plan, *, times: int = 5, parts: Sequence[str] = ()) -> Iterator[Row]:
     """Each fault so many times, and a cancellation in each phase as often."""
-    for scenario in (_hung, _poison, _memory, _late, _stopped, _cancelled, _standby):
-        yield scenario(plan, times)
-        plan.say(f"{scenario.__name__.strip('_')}: {times} times")
+    for name in parts or FAULTS:
+        yield FAULTS[name](plan, times)
+        plan.say(f"{name}: {times} times")
 
 
 def _hung(plan: Plan, times: int) -> Row:
@@ -267,6 +267,17 @@ def _overlaps(world: World, jobs: list[JobName]) -> int:
         spans.append((work[0], work[-1]))
     spans.sort()
     return sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans))
+
+
+FAULTS: Mapping[str, Callable[[Plan, int], Row]] = {
+    "hung": _hung,
+    "poison": _poison,
+    "memory": _memory,
+    "late": _late,
+    "stopped": _stopped,
+    "cancelled": _cancelled,
+    "standby": _standby,
+}
 
 
 # ── what they share ──────────────────────────────────────────────────────────
