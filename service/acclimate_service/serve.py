@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from acclimate_service import tracing
+from acclimate_service import streams, tracing
 from acclimate_service.config import ServeSettings
 from acclimate_service.domain.errors import OpenDoor, ServiceError, TLSUnusable
 from acclimate_service.domain.model import ModelVersion
@@ -40,6 +40,7 @@ PORT_FILE = "serve.port"
 
 def main() -> None:
     """Serve with settings from the environment until SIGTERM or SIGINT."""
+    streams.forgive()
     log_json_lines()
     sys.exit(run(ServeSettings()))
 
@@ -193,8 +194,13 @@ def _limits(settings: ServeSettings) -> Limits:
 def _announced(settings: ServeSettings, port: int) -> Iterator[None]:
     """Tell where the server listens, for as long as it does."""
     path = settings.home.absolute() / PORT_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, f"{port}\n")
+    try:
+        _write_whole(path, f"{port}\n")
+    except OSError as error:
+        # A full disk must not keep a server down that could answer predictions.
+        structlog.get_logger(__name__).error("port not written", port=port, message=str(error))
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # an earlier server's port would mislead
     print(f"acclimate serving on {settings.host}:{port}", flush=True)  # noqa: T201  # for whoever started this
     try:
         yield
@@ -204,9 +210,13 @@ def _announced(settings: ServeSettings, port: int) -> Iterator[None]:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file that a reader sees whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import threading
 
 import structlog
 
+from acclimate_service import streams
 from acclimate_service.config import WorkSettings
 from acclimate_service.store import open_store
 from acclimate_service.worker.loop import Loop
@@ -53,6 +54,7 @@ def run(settings: WorkSettings, stop: threading.Event) -> None:
 
 def main() -> None:
     """Run with settings from the environment until SIGTERM or SIGINT."""
+    streams.forgive()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -6,7 +6,6 @@ Exit code 0 if every promise held, 1 if one was broken, 2 if there is no such sc
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime as dt
 import json
 import sys
@@ -45,7 +44,7 @@ def main() -> int:
             rows.append(row)
             if arguments.add is not None:
                 with arguments.add.open("a") as file:
-                    file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                    file.write(json.dumps(vars(row)) + "\n")
         print(f"\n{name}: {time.monotonic() - began:.0f} s", flush=True)
     if arguments.add is not None:
         rows = added(Row(**json.loads(line)) for line in arguments.add.read_text().splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import sqlite3
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tests.contract.builders import (
 )
 from tests.contract.conftest import Opener, Place
 
-from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
+from acclimate_service.domain.errors import InvalidSpec, StoreFull, StoreUnavailable
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import JobState
 from acclimate_service.store import Store, engine, open_store
@@ -72,6 +73,19 @@ def test_a_full_disk_refuses_rows_and_the_upload_goes_on_afterwards(
     store.domains.add(batch.name, items[10:])
     committed = store.domains.commit_batch(batch.name, count=200, chain=chain_of(pics))
     assert committed.accepted == len(store.domains.examples(TARGET, splits=[Split.TRAIN])) == 200
+
+
+def test_a_disk_without_room_is_told_from_other_outages(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(StoreFull, match="blob folder is full"):
+            store.blobs.put(b"content")
+    assert list(store.blobs.digests()) == []
 
 
 def test_a_disk_that_fails_to_sync_acknowledges_nothing(

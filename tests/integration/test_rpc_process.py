@@ -112,6 +112,28 @@ def test_a_server_is_ready_at_its_port_answers_drains_and_never_loads_torch(
     assert all(json.loads(line)["event"] for line in logs)
 
 
+@pytest.mark.parametrize("process", ["serve", "work"])
+def test_a_log_that_cannot_be_written_ends_no_process(tmp_path: Path, process: str) -> None:
+    """Logs often lie on the disk that has filled up, as ``/dev/full`` always has."""
+    fresh_store(tmp_path).close()
+    environment = os.environ | {"ACCLIMATE_HOME": str(tmp_path), "ACCLIMATE_PORT": "0"}
+    command = [sys.executable, "-m", f"acclimate_service.{process}"]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(command, env=environment, stdout=full, stderr=full) as running,
+    ):
+        try:
+            # The server tells its port, the worker starts its trainer; both have logged before.
+            children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+            while not ((tmp_path / "serve.port").exists() or children.read_text()):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == 0
+        finally:
+            running.kill()
+
+
 def test_predictions_that_run_when_a_server_is_told_to_stop_are_answered(tmp_path: Path) -> None:
     store = fresh_store(tmp_path)
     name = model(store, "busy")

@@ -326,6 +326,19 @@ class StoreUnavailable(ServiceError):
     reason = "STORE_UNAVAILABLE"
 
 
+class StoreFull(StoreUnavailable):
+    """The disk under the SQL or blob store has no room left."""
+
+    reason = "STORE_FULL"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the disk under {what} is full: nothing new can be stored; it goes on by itself "
+            "once there is room"
+        )
+        self.retry_after = 5.0  # seconds
+
+
 class ExportMismatch(ServiceError):
     """The exported ONNX file does not answer as the trained network does."""
 

@@ -69,6 +69,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.ServerStopping: _Code.UNAVAILABLE,
     errors.BlobCorrupt: _Code.DATA_LOSS,
     errors.StoreUnavailable: _Code.UNAVAILABLE,
+    errors.StoreFull: _Code.RESOURCE_EXHAUSTED,
     errors.ExportMismatch: _Code.FAILED_PRECONDITION,
     errors.TrainingDiverged: _Code.FAILED_PRECONDITION,
     errors.AttemptsExhausted: _Code.FAILED_PRECONDITION,
@@ -105,7 +106,7 @@ def status_of(error: errors.ServiceError) -> status_pb2.Status:
         )
     ]
     text = printable(str(error), MESSAGE_LIMIT)
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.StoreFull):
         details.append(retry_info(error.retry_after))
     if isinstance(error, errors.InvalidSpec) and "field" in error.metadata:
         field = printable(error.metadata["field"], METADATA_LIMIT)

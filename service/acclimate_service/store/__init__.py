@@ -177,6 +177,7 @@ def _prepared(engine: sa.Engine) -> Iterator[None]:
     with translated_os_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(path.name + ".open"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        path.touch()  # which is all that a new, empty database is
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _switch_to_wal(engine)

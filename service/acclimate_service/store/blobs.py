@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
+from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreFull, StoreUnavailable
 
 CHUNK = 1 << 20  # bytes read at a time
 SYNCS = 8  # files that are synced side by side
@@ -358,6 +359,8 @@ def translated_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull("the blob folder") from error
         # The path is left out: it means nothing to a client and tells it our folders.
         raise StoreUnavailable(f"the blob folder refuses: {error.strerror}") from error
 

@@ -13,15 +13,18 @@ import functools
 import json
 import math
 import random
+import sqlite3
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
+from acclimate_service.domain.errors import InvalidSpec, StoreFull, StoreUnavailable
+from acclimate_service.store.schema import EPOCH
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +32,7 @@ Clock = Callable[[], dt.datetime]
 
 BUSY_SECONDS = 10.0  # how long a statement waits for another's lock before it gives up
 TRIES = 6  # of one transaction that lost a race (serialization, deadlock, unique key)
+_DISK_FULL = "53100"  # SQLSTATE
 _RACES = ("40001", "40P01")  # SQLSTATE: serialization_failure, deadlock_detected
 
 
@@ -59,6 +63,19 @@ class Transaction:
             ).scalar_one()
             return moment.astimezone(dt.UTC)
         return utc_now()
+
+    @functools.cached_property
+    def pulse(self) -> dt.datetime:
+        """The same moment on the clock that leases are measured by, and nothing else.
+
+        All who share an SQLite file are processes of one machine, so theirs is the
+        kernel's monotonic clock, which nobody can set: when the time of day jumps, a
+        worker that lives keeps its job. It begins anew with the machine, and a lease from
+        before that lies in the future or the past, and holds nothing.
+        """
+        if self._clock is None and self.connection.dialect.name == "sqlite":
+            return EPOCH + dt.timedelta(seconds=time.monotonic())
+        return self.now
 
     def serialize(self, what: str) -> None:
         """Let no other transaction on *what* run beside this one, until this one ends.
@@ -173,6 +190,13 @@ def _lost_race(error: sa.exc.DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in _RACES
 
 
+def _is_full(error: sa.exc.DBAPIError) -> bool:
+    return (
+        getattr(error.orig, "sqlstate", None) == _DISK_FULL
+        or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    )
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Raise what the driver says as what it means for a caller."""
@@ -183,6 +207,8 @@ def _translated() -> Iterator[None]:
     except sa.exc.ProgrammingError:
         raise  # our own mistake: waiting does not mend it
     except sa.exc.DBAPIError as error:
+        if _is_full(error):
+            raise StoreFull("the database") from error
         raise StoreUnavailable(f"the database refuses: {error.orig}") from error
     except sa.exc.TimeoutError as error:
         raise StoreUnavailable("all database connections are in use; try again") from error
@@ -211,11 +237,10 @@ def _to_json(value: object) -> str:
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine on ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
+    """An engine on ``sqlite:///FILE``, which exists, or on ``postgresql+psycopg://…``.
 
     Raises:
         InvalidSpec: another kind of URL.
-        StoreUnavailable: an SQLite file's folder cannot be made.
     """
     try:
         parsed = sa.make_url(url)
@@ -229,17 +254,36 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _open_sqlite(url: sa.URL) -> sa.Engine:
+    assert url.database is not None
+    path = Path(url.database).absolute()
+
+    def connect() -> sqlite3.Connection:
+        # Never made anew in passing: beside an empty file in the place of one that is gone
+        # for a moment, SQLite takes the log with all that was committed last for a
+        # left-over, and deletes it.
+        return sqlite3.connect(
+            f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+
     engine = sa.create_engine(
         url,
+        creator=connect,
         json_serializer=_to_json,
         pool_size=8,
         max_overflow=24,
         pool_timeout=BUSY_SECONDS,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
     )
 
+    @sa.event.listens_for(engine, "checkout")
+    def _check_place(_connection: object, record: Any, _proxy: object) -> None:
+        # An open file may be written to after it was moved away or replaced; whoever opens
+        # the store later would find nothing of it.
+        if _file_at(path) != record.info["file"]:
+            raise sa.exc.DisconnectionError("the database file is another one now")
+
     @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
+    def _configure(connection: Any, record: Any) -> None:
+        record.info["file"] = _file_at(path)
         connection.isolation_level = None  # BEGIN is ours, see below
         # FULL: a commit that was answered survives a power cut, not only a kill.
         connection.execute("PRAGMA synchronous=FULL")
@@ -256,6 +300,19 @@ def _open_sqlite(url: sa.URL) -> sa.Engine:
         )
 
     return engine
+
+
+def _file_at(path: Path) -> tuple[int, int]:
+    """Which file it is.
+
+    Raises:
+        sqlite3.OperationalError: there is none, or it is out of reach.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise sqlite3.OperationalError(f"the database file: {error.strerror}") from error
+    return found.st_dev, found.st_ino
 
 
 def _open_postgresql(url: sa.URL) -> sa.Engine:

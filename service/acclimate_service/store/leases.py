@@ -42,7 +42,7 @@ def claim(
     while True:
         row = tx.row(
             sa.select(table)
-            .where(queue.claimable(tx.now))
+            .where(queue.claimable(tx.pulse))
             .order_by(table.c.number)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -69,14 +69,14 @@ def claim(
         # updates no row, whatever the database's locks are worth.
         taken = tx.run(
             sa.update(table)
-            .where(table.c.id == row.id, queue.claimable(tx.now))
+            .where(table.c.id == row.id, queue.claimable(tx.pulse))
             .values(
                 state=JobState.RUNNING.value,
                 phase=None,
                 worker=worker,
                 attempt=table.c.attempt + 1,
-                lease_from=tx.now,
-                lease_until=tx.now + dt.timedelta(seconds=lease_seconds),
+                lease_from=tx.pulse,
+                lease_until=tx.pulse + dt.timedelta(seconds=lease_seconds),
                 started_at=sa.func.coalesce(table.c.started_at, sa.literal(tx.now, schema.Instant)),
             )
         )
@@ -120,7 +120,7 @@ def heartbeat(tx: Transaction, lease: Lease, lease_seconds: float) -> Job:
     row = tx.row(
         sa.update(schema.jobs)
         .where(held(lease))
-        .values(lease_from=tx.now, lease_until=tx.now + dt.timedelta(seconds=lease_seconds))
+        .values(lease_from=tx.pulse, lease_until=tx.pulse + dt.timedelta(seconds=lease_seconds))
         .returning(*schema.jobs.c)
     )
     if row is None:

@@ -209,7 +209,7 @@ def request_cancel(tx: Transaction, name: JobName) -> Job:
     table = schema.jobs
     if not row.cancel_requested:
         audit.note(tx, "CancelAdaptationJob", name)
-    idle = tx.row(sa.select(table.c.id).where(table.c.id == name.job, claimable(tx.now)))
+    idle = tx.row(sa.select(table.c.id).where(table.c.id == name.job, claimable(tx.pulse)))
     if idle is not None:
         return conclude(tx, name.job, JobState.CANCELLED, "cancelled before it was finished")
     if not row.cancel_requested:
@@ -218,14 +218,14 @@ def request_cancel(tx: Transaction, name: JobName) -> Job:
     return get(tx, name)
 
 
-def claimable(now: dt.datetime) -> sa.ColumnElement[bool]:
+def claimable(pulse: dt.datetime) -> sa.ColumnElement[bool]:
     """The condition that nobody works on a job that has not ended.
 
-    A lease that begins in the future was written before the clock was set back; it
-    would otherwise hold its job for as long as the clock jumped.
+    A lease that begins in the future was written before the database's clock was set back,
+    or the machine was restarted; it would otherwise hold its job for as long as that.
     """
     table = schema.jobs
-    live = sa.and_(table.c.lease_until > now, table.c.lease_from <= now + CLOCK_SLACK)
+    live = sa.and_(table.c.lease_until > pulse, table.c.lease_from <= pulse + CLOCK_SLACK)
     return sa.or_(
         table.c.state == JobState.QUEUED.value,
         sa.and_(table.c.state == JobState.RUNNING.value, ~live),

@@ -152,8 +152,12 @@ class Trunk:
             if not kept:
                 return
             self._run.check()
-        for _, shelf in kept:
-            shelf.seal()
+        for boundary, shelf in tuple(kept):
+            try:
+                shelf.seal()
+            except OSError as error:
+                kept.remove((boundary, shelf))
+                self._give_up(shelf, error)
 
     def _give_up(self, shelf: Shelf, error: OSError) -> None:
         shelf.abandon()

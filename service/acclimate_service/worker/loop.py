@@ -18,6 +18,7 @@ import structlog
 from acclimate_service.domain.errors import LeaseLost, StoreUnavailable
 from acclimate_service.domain.job import Job, JobState, Lease
 from acclimate_service.store.jobs import Jobs
+from acclimate_service.worker.pulse import Heard, Pulse
 
 log = structlog.get_logger(__name__)
 
@@ -145,46 +146,52 @@ class Loop:
         """
         trainer.start(lease)
         beat_every = self._lease_seconds / HEARTBEATS
-        renewed = tried = self._clock()
-        while trainer.alive():
-            if stop.wait(min(self._poll_seconds, beat_every)):
-                trainer.kill()
-                self._settle(lease, "it stops", spent=False)
-                return False
-            now = self._clock()
-            starved = trainer.starving()
-            if starved or trainer.silence() > self._stall_seconds:
-                trainer.kill()
-                why = (
-                    "it got no turns"
-                    if starved
-                    else f"no sign of life for {self._stall_seconds:g} s"
-                )
-                self._settle(lease, why, spent=not starved)  # a full machine is not the job's fault
-                return starved
-            if now - tried >= min(beat_every, self._poll_seconds * 2):
-                tried = now
-                try:
-                    job = self._jobs.heartbeat(lease, lease_seconds=self._lease_seconds)
-                except LeaseLost:
+        pulse = Pulse(
+            self._jobs,
+            lease,
+            lease_seconds=self._lease_seconds,
+            every=min(beat_every, self._poll_seconds * 2),
+            clock=self._clock,
+        )
+        try:
+            while trainer.alive():
+                if stop.wait(min(self._poll_seconds, beat_every)):
                     trainer.kill()
-                    log.info("job left", job=str(lease.job))
+                    self._settle(lease, "it stops", spent=False)
                     return False
-                except StoreUnavailable as error:
-                    log.warning("heartbeat missed", job=str(lease.job), error=str(error))
-                else:
-                    renewed = now
-                    if job.cancel_requested:
-                        trainer.kill()
-                        self._cancel(lease)
-                        return False
-            if now - renewed > KILL_AT * self._lease_seconds:
-                trainer.kill()
-                log.error("store out of reach: trainer ended", job=str(lease.job))
-                self._owed = (lease, "the store was out of reach")
-                return False
+                starved = trainer.starving()
+                if starved or trainer.silence() > self._stall_seconds:
+                    trainer.kill()
+                    why = (
+                        "it got no turns"
+                        if starved
+                        else f"no sign of life for {self._stall_seconds:g} s"
+                    )
+                    # A full machine is not the job's fault.
+                    self._settle(lease, why, spent=not starved)
+                    return starved
+                if self._left(lease, trainer, pulse.heard):
+                    return False
+        finally:
+            pulse.stop()
         self._settle(lease, trainer.last_words(), spent=not trainer.gave_up())
         return False
+
+    def _left(self, lease: Lease, trainer: Trainer, heard: Heard) -> bool:
+        """Whether the job had to be left, by what was heard of the lease; its trainer is ended."""
+        if heard.lost:
+            trainer.kill()
+            log.info("job left", job=str(lease.job))
+        elif heard.cancelled:
+            trainer.kill()
+            self._cancel(lease)
+        elif self._clock() - heard.renewed > KILL_AT * self._lease_seconds:
+            trainer.kill()
+            log.error("store out of reach: trainer ended", job=str(lease.job))
+            self._owed = (lease, "the store was out of reach")
+        else:
+            return False
+        return True
 
     def _cancel(self, lease: Lease) -> None:
         try:

@@ -28,6 +28,7 @@ from typing import Literal
 import pydantic
 import structlog
 
+from acclimate_service import streams
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import Lease
 from acclimate_service.domain.names import JobName
@@ -147,6 +148,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the parent's to answer
     signs = os.dup(1)  # standard output carries signs of life and nothing else
     os.dup2(2, 1)
+    streams.forgive()
     workplace = Workplace.model_validate_json(sys.stdin.readline())
 
     # torch comes in here, while the parent waits for a job to claim.

@@ -57,6 +57,14 @@ def test_an_overloaded_server_says_when_to_come_back() -> None:
     assert retry.retry_delay.ToMilliseconds() == 2500
 
 
+def test_a_full_disk_is_named_and_says_when_to_come_back() -> None:
+    answer = status.status_of(errors.StoreFull("the database"))
+    assert status.grpc_code(answer) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "disk under the database is full" in answer.message
+    assert detail(answer, error_details_pb2.ErrorInfo()).reason == "STORE_FULL"
+    assert detail(answer, error_details_pb2.RetryInfo()).retry_delay.seconds == 5
+
+
 def test_an_invalid_field_is_named_as_a_violation() -> None:
     answer = status.status_of(errors.InvalidSpec("epochs must be positive", field="spec.epochs"))
     request = detail(answer, error_details_pb2.BadRequest())

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import strategies as st
 
-from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.errors import StoreFull, StoreUnavailable
 from acclimate_service.domain.names import JobName
 from acclimate_service.store import open_store
 from acclimate_service.store.engine import TRIES, Database, Transaction, line, open_engine, plain
@@ -50,6 +50,73 @@ def test_a_writing_transaction_holds_the_lock_from_its_beginning(database: Datab
     database.close()
 
 
+def test_a_database_file_that_is_gone_is_not_made_anew_and_loses_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    """SQLite deletes the log of an empty file, and in it all that was committed last."""
+    path, away = tmp_path / "store.db", tmp_path / "away.db"
+    database.write(Transaction.run, sa.text("CREATE TABLE kept (number INTEGER)"))
+    database.write(Transaction.run, sa.text("INSERT INTO kept VALUES (1)"))
+    path.rename(away)
+    fresh = Database(open_engine(f"sqlite:///{path}"))
+    for one in (database, fresh):
+        with pytest.raises(StoreUnavailable):
+            one.read(Transaction.scalar, sa.text("SELECT number FROM kept"))
+        with pytest.raises(StoreUnavailable):
+            one.write(Transaction.run, sa.text("INSERT INTO kept VALUES (2)"))
+    assert not path.exists()
+    away.rename(path)
+    for one in (database, fresh):
+        assert one.read(Transaction.scalar, sa.text("SELECT count(*) FROM kept")) == 1
+        one.close()
+
+
+def test_what_is_committed_after_the_file_was_replaced_is_in_the_new_file(
+    database: Database, tmp_path: Path
+) -> None:
+    path = tmp_path / "store.db"
+    database.write(Transaction.run, sa.text("CREATE TABLE kept (number INTEGER)"))
+    database.write(Transaction.run, sa.text("PRAGMA user_version"))
+    copy = sqlite3.connect(tmp_path / "copy.db")
+    with sqlite3.connect(path) as original:
+        original.backup(copy)
+    original.close()
+    copy.close()
+    for left in (path, tmp_path / "store.db-wal", tmp_path / "store.db-shm"):
+        left.unlink(missing_ok=True)
+    (tmp_path / "copy.db").rename(path)
+    database.write(Transaction.run, sa.text("INSERT INTO kept VALUES (1)"))
+    with sqlite3.connect(path) as found:
+        assert found.execute("SELECT number FROM kept").fetchall() == [(1,)]
+    found.close()
+    database.close()
+
+
+def test_a_database_without_room_says_so_and_keeps_what_it_has(database: Database) -> None:
+    def fill(tx: Transaction) -> None:
+        tx.run(sa.text("CREATE TABLE large (bytes BLOB)"))
+        tx.run(sa.text("PRAGMA max_page_count = 1"))  # the least that it grants: what there is
+        tx.run(sa.text("INSERT INTO large VALUES (zeroblob(1000000))"))
+
+    with pytest.raises(StoreFull, match="database is full"):
+        database.write(fill)
+    tables = sa.text("SELECT count(*) FROM sqlite_master WHERE name IN ('large', 'jobs')")
+    assert database.read(Transaction.scalar, tables) == 1
+    database.close()
+
+
+def test_a_lease_is_measured_by_a_clock_that_nobody_can_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db", tmp_path / "blobs")
+    before = store.database.read(lambda tx: tx.pulse)
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    monkeypatch.setattr("acclimate_service.store.engine.utc_now", lambda: later)
+    assert store.database.read(lambda tx: tx.now) == later
+    assert dt.timedelta(0) <= store.database.read(lambda tx: tx.pulse) - before < dt.timedelta(1)
+    store.close()
+
+
 def test_work_that_loses_a_race_is_run_again_a_bounded_number_of_times(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +147,7 @@ def test_our_own_mistakes_are_not_called_outages(database: Database) -> None:
 
 
 def test_a_transaction_happens_at_one_moment(tmp_path: Path) -> None:
+    (tmp_path / "x.db").touch()
     ticks = iter(NOON + dt.timedelta(seconds=number) for number in range(9))
     database = Database(open_engine(f"sqlite:///{tmp_path}/x.db"), lambda: next(ticks))
     assert database.read(lambda tx: (tx.now, tx.now)) == (NOON, NOON)

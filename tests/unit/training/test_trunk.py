@@ -198,14 +198,15 @@ def test_what_a_killed_trainer_left_half_written_is_swept_once_it_is_old(tmp_pat
     assert young.exists()
 
 
-def test_a_full_disk_is_said_and_the_views_are_streamed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["write", "seal"])
+def test_a_full_disk_is_said_and_the_views_are_streamed(tmp_path, monkeypatch, where):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     _, source = images()
     net, diary = tiny.network(), tiny.Diary()
     expected = read(tiny.trunk(net, budget=0), source, 2)
-    monkeypatch.setattr(Shelf, "write", full)
+    monkeypatch.setattr(Shelf, where, full)
     trunk = tiny.trunk(net, folder=tmp_path, surroundings=tiny.run(on_event=diary))
     assert not trunk.fill(Shown.all(source, [0, 1]), [2])
     assert "No space left on device" in diary.messages(EventKind.WARNING)[0]

@@ -61,8 +61,11 @@ class Jobs:
     def __init__(self, store: Store) -> None:
         self._jobs = store.jobs
         self.gone = False
+        self.hangs: threading.Event | None = None  # until it is set
 
     def __getattr__(self, name: str) -> Callable[..., object]:
+        if self.hangs is not None:
+            self.hangs.wait(30)
         if self.gone:
             raise StoreUnavailable("the database is gone")
         found: Callable[..., object] = getattr(self._jobs, name)
@@ -145,6 +148,25 @@ def test_outages_of_the_store_cost_a_job_none_of_its_attempts(store: Store) -> N
         told = [event.message for event in store.jobs.events(name)]
         assert told.count("given back by its worker: the store was out of reach") == 4
     finally:
+        worker.end()
+
+
+def test_a_store_that_does_not_answer_at_all_does_not_keep_a_trainer_past_its_lease(
+    store: Store,
+) -> None:
+    """As a database that hangs does, or a lock that somebody holds for long."""
+    store.jobs.enqueue(draft(), request_id="")
+    worker = Worker(store, max_attempts=1)
+    answers = threading.Event()
+    try:
+        trainer = worker.trainer_at_work(1)
+        worker.jobs.hangs = answers
+        until(functools.partial(getattr, trainer, "killed"))
+        assert not answers.is_set()
+        answers.set()
+        worker.trainer_at_work(2)  # and the outage cost the job its one attempt no more
+    finally:
+        answers.set()
         worker.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from typing import Any
@@ -41,8 +42,9 @@ def exit_of_job(state: JobState) -> Exit:
 
 
 def complain(reason: str, message: str) -> None:
-    """One line on stderr."""
-    typer.echo(f"acclimate: {reason}: {' '.join(message.split())}", err=True)
+    """One line on stderr, if that can be written to: ``up`` outlives the disk of its log."""
+    with contextlib.suppress(OSError):
+        typer.echo(f"acclimate: {reason}: {' '.join(message.split())}", err=True)
 
 
 def usage(message: str) -> typer.Exit:
