@@ -71,15 +71,11 @@ def network_of(task: Task, source: State) -> Network:
     if source:
         network.load_state_dict(source)
     else:
-        weights.load(network, PACKAGED, _no_blob, backbone_only=True)
+        weights.load(network, PACKAGED, backbone_only=True)
     network.preprocessing = Preprocessing(
         size=task.size, crop=task.crop, mean=task.mean, std=task.std
     )
     return network.to(memory_format=torch.channels_last)
-
-
-def _no_blob(digest: str) -> bytes:
-    raise KeyError(digest)
 
 
 def told(kind: EventKind, message: str, _facts: Facts) -> None:

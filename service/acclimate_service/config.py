@@ -9,10 +9,12 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pydantic
 import pydantic_settings
+
+from acclimate_service.domain.errors import InvalidSpec
 
 
 class Settings(pydantic_settings.BaseSettings):
@@ -60,8 +62,9 @@ class ServeSettings(Settings):
     client_ca: Path | None = None  # PEM: who signs clients' certificates; asks for one (mTLS)
     auth: bool | None = None  # whether tokens are asked for; None: see `asks_for_tokens`
     insecure: bool = False  # allow to listen beyond this machine without TLS or tokens
-    requests_per_second: float | None = pydantic.Field(default=None, gt=0)  # of one principal
-    upload_mib_per_second: float | None = pydantic.Field(default=None, gt=0)  # of one principal
+    # Of one principal; 0: no limit; None: `rpc/rates.USUAL` where callers are told apart.
+    requests_per_second: float | None = pydantic.Field(default=None, ge=0)
+    upload_mib_per_second: float | None = pydantic.Field(default=None, ge=0)
 
     @property
     def local(self) -> bool:
@@ -92,3 +95,23 @@ class WorkSettings(Settings):
     # Train on a CPU with what serving leaves (Linux SCHED_IDLE); where that is next to
     # nothing for half a minute, at nice 10.
     idle_priority: bool = True
+
+
+Read = TypeVar("Read", bound=Settings)
+
+
+def read(kind: type[Read]) -> Read:
+    """The settings of the environment.
+
+    Raises:
+        InvalidSpec: one has a value that it cannot have; its variable is named, and what is
+            wrong, but not the value, which may be a secret.
+    """
+    try:
+        return kind()
+    except pydantic.ValidationError as error:
+        told = "; ".join(
+            f"ACCLIMATE_{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg']}"
+            for each in error.errors(include_url=False, include_input=False)
+        )
+        raise InvalidSpec(told) from None

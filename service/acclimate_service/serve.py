@@ -21,8 +21,8 @@ from pathlib import Path
 import structlog
 
 from acclimate_service import streams, tracing
-from acclimate_service.config import ServeSettings
-from acclimate_service.domain.errors import OpenDoor, ServiceError, TLSUnusable
+from acclimate_service.config import ServeSettings, read
+from acclimate_service.domain.errors import OpenDoor, ServiceError, StoreUnavailable, TLSUnusable
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
@@ -31,40 +31,37 @@ from acclimate_service.inference.probe import probe
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
 from acclimate_service.rpc.exposition import exposed
 from acclimate_service.rpc.job_metrics import JobCollector
-from acclimate_service.rpc.rates import Rates
+from acclimate_service.rpc.rates import USUAL, Rates
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store, open_store
 
 PORT_FILE = "serve.port"
+REFUSED = 2  # the exit code that tells a supervisor not to try again
 
 
 def main() -> None:
-    """Serve with settings from the environment until SIGTERM or SIGINT."""
+    """Serve with settings from the environment until SIGTERM or SIGINT.
+
+    The exit code: 0 after a drain; 2 if what the settings ask for is not to be had (the
+    provider, the port, a certificate), so that starting again would not help; 1 if the
+    store is out of reach, which may pass. The log explains either.
+    """
     streams.forgive()
     log_json_lines()
-    sys.exit(run(ServeSettings()))
-
-
-def run(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or SIGINT.
-
-    Returns:
-        The exit code: 0 after a drain; 1 if what was asked for is not to be had (the
-        store, the provider, the port), which the log then explains.
-    """
     # Hand-overs between the event loop and the session threads are many and short;
     # measured, the default of 5 ms holds every tenth answer up.
     sys.setswitchinterval(0.0005)
     try:
-        return asyncio.run(_serve(settings))
+        sys.exit(asyncio.run(_serve(read(ServeSettings))))
     except ServiceError as error:
         structlog.get_logger(__name__).error(
             "cannot serve", reason=error.reason, message=str(error)
         )
+        sys.exit(1 if isinstance(error, StoreUnavailable) else REFUSED)
     except (OSError, RuntimeError) as error:
         # RuntimeError is grpc's word for an address that cannot be bound.
         structlog.get_logger(__name__).error("cannot serve", message=str(error))
-    return 1
+        sys.exit(REFUSED)
 
 
 async def _serve(settings: ServeSettings) -> int:
@@ -93,7 +90,7 @@ async def _serve(settings: ServeSettings) -> int:
         pool,
         execution=execution,
         limits=_limits(settings),
-        admission=_admission(settings),
+        admission=admission(settings),
         tracer=tracing.configure("acclimate-serve"),
     )
     try:
@@ -101,7 +98,7 @@ async def _serve(settings: ServeSettings) -> int:
         port = server.listen(settings.host, settings.port, credentials)
         await server.start()
         tidying.start()
-        with _announced(settings, port), _metrics(settings, server, store, tls):
+        with _metrics(settings, server, store, tls), _announced(settings, port):
             await server.until(stop)
             await server.stop(settings.drain_seconds)
     finally:
@@ -159,13 +156,20 @@ def check_door(settings: ServeSettings) -> TLSFiles | None:
     return TLSFiles(certificate=certificate, key=key, client_ca=settings.client_ca)
 
 
-def _admission(settings: ServeSettings) -> Admission:
-    mib = settings.upload_mib_per_second
+def admission(settings: ServeSettings) -> Admission:
+    """Who is let in, and how often.
+
+    Without a setting, the usual rates hold wherever callers are not all the same one: with
+    tokens, or on an address that other machines reach.
+    """
+    tokens = settings.asks_for_tokens
+    usual = USUAL if tokens or not settings.local else Rates()
+    requests, mib = settings.requests_per_second, settings.upload_mib_per_second
     return Admission(
-        tokens=settings.asks_for_tokens,
+        tokens=tokens,
         rates=Rates(
-            requests=settings.requests_per_second,
-            upload_bytes=None if mib is None else mib * 2**20,
+            requests=usual.requests if requests is None else requests or None,
+            upload_bytes=usual.upload_bytes if mib is None else mib * 2**20 or None,
         ),
     )
 

@@ -143,3 +143,29 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert f"127.0.0.1:{port} already; choose another --port" in ended.stderr
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "why"),
+    [
+        ("PROVIDER", "cuda", "PROVIDER_UNAVAILABLE"),
+        ("QUEUE", "none at all", "ACCLIMATE_QUEUE: Input should be a valid integer"),
+        ("DEVICE", "cuda:99", "cuda:99"),
+    ],
+)
+def test_what_cannot_run_as_it_is_set_up_ends_up_at_once_with_its_reason(
+    tmp_path: Path, setting: str, value: str, why: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "acclimate", "up", "--home", str(tmp_path), "--port", "0"],
+        env=os.environ | {f"ACCLIMATE_{setting}": value},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr[-3000:]
+    assert why in ended.stderr
+    assert "NOT_STARTED" in ended.stderr.splitlines()[-1]
+    assert "RESTART" not in ended.stderr
+    assert "none at all" not in ended.stderr.replace("ACCLIMATE_QUEUE", "")

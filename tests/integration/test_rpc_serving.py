@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -27,6 +28,7 @@ from tests.integration.rpc_server import (
 
 from acclimate.v1 import inference_pb2, registry_pb2
 from acclimate_service.domain.names import AliasName, VersionName
+from acclimate_service.domain.weights_form import HEAD_BYTES
 from acclimate_service.rpc.server import Limits
 
 RED = plain((250, 10, 10))
@@ -329,6 +331,9 @@ def test_a_version_is_loaded_when_it_is_named_and_the_pool_says_when_it_is_full(
 # ── registering and taking along ─────────────────────────────────────────────
 
 
+EMPTY = b"\x02" + bytes(7) + b"{}"  # a safetensors file of no tensors
+
+
 def registration(
     chunks: list[bytes], digest: str, **changes: object
 ) -> Iterator[registry_pb2.RegisterModelRequest]:
@@ -351,7 +356,7 @@ def registration(
 
 
 def test_registering_a_file_keeps_it_and_queues_its_job_once(service: Service) -> None:
-    file = bytes(range(256)) * 5000
+    file = EMPTY + bytes(range(256)) * 5000
     chunks = [file[start : start + 300_000] for start in range(0, len(file), 300_000)]
     first = service.registry.RegisterModel(registration(chunks, sha256(file)), timeout=30)
     assert first.model.weights.reference == sha256(file)
@@ -362,10 +367,10 @@ def test_registering_a_file_keeps_it_and_queues_its_job_once(service: Service) -
 
 
 def test_a_file_that_is_not_what_was_sent_registers_nothing(service: Service) -> None:
-    sent = registration([b"abc"], sha256(b"abd"), model_id="torn", request_id="")
+    sent = registration([EMPTY], sha256(b"abd"), model_id="torn", request_id="")
     code, info = refusal(lambda: service.registry.RegisterModel(sent, timeout=30))
     assert (code, info.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_INCOMPLETE")
-    cut = list(registration([b"abc"], "", model_id="torn"))[:-1]
+    cut = list(registration([EMPTY], "", model_id="torn"))[:-1]
     code, info = refusal(lambda: service.registry.RegisterModel(iter(cut), timeout=30))
     assert (code, info.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_INCOMPLETE")
     code, info = refusal(
@@ -374,6 +379,36 @@ def test_a_file_that_is_not_what_was_sent_registers_nothing(service: Service) ->
         )
     )
     assert info.reason == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        ([b"\x80\x04\x95" + bytes(20)], "bare pickle"),
+        ([b"\x08\x0a\x12\x07pytorch" + bytes(20)], "ONNX"),
+        ([b"\xff", b"\xff" * 7, b"{" + bytes(20)], "header"),  # in pieces
+        ([b"<html>"], "neither"),  # shorter than what is looked at
+    ],
+)
+def test_a_file_that_cannot_be_weights_is_refused_before_the_rest_is_sent(
+    service: Service, sent: list[bytes], why: str
+) -> None:
+    answered = threading.Event()
+
+    def stream() -> Iterator[registry_pb2.RegisterModelRequest]:
+        *messages, commit = registration(sent, sha256(b"".join(sent)), model_id="evil")
+        yield from messages
+        if sum(map(len, sent)) < HEAD_BYTES:
+            yield commit
+        answered.wait(30)
+
+    with pytest.raises(grpc.RpcError) as refused:
+        service.registry.RegisterModel(stream(), timeout=30)
+    answered.set()
+    failed: Any = refused.value
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert why in failed.details()
+    assert not list(service.store.blobs.root.joinpath("tmp").iterdir())
 
 
 def test_a_bare_backbone_has_no_job(service: Service) -> None:
@@ -387,7 +422,7 @@ def test_a_bare_backbone_has_no_job(service: Service) -> None:
 
 def test_an_id_that_is_taken_is_refused(service: Service) -> None:
     model(service.store, "taken")
-    sent = registration([b"abc"], sha256(b"abc"), model_id="taken", request_id="")
+    sent = registration([EMPTY], sha256(EMPTY), model_id="taken", request_id="")
     code, info = refusal(lambda: service.registry.RegisterModel(sent, timeout=30))
     assert (code, info.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
 

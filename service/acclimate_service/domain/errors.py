@@ -19,6 +19,11 @@ class ServiceError(Exception):
         super().__init__(message)
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
+    @property
+    def told(self) -> str:
+        """The message as a caller on another machine may read it."""
+        return str(self)
+
 
 # ── the request is wrong ─────────────────────────────────────────────────────
 
@@ -321,9 +326,24 @@ class BlobCorrupt(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The SQL or blob store cannot be reached or written (gone, locked, full)."""
+    """The SQL or blob store cannot be reached or written (gone, locked, full).
+
+    *detail* is for the log of this machine: a driver's words name hosts and accounts.
+    """
 
     reason = "STORE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.told}: {self.detail}" if self.detail else self.told
+
+    @property
+    def told(self) -> str:
+        """The message without its detail."""
+        return super().__str__()
 
 
 class StoreFull(StoreUnavailable):

@@ -292,9 +292,8 @@ class _Call:
             raise error
         answer = self._status(error)
         self._code = status.grpc_code(answer)
-        structlog.get_logger(__name__).info(
-            "call refused", code=self._code.name, message=answer.message
-        )
+        message = str(error) if isinstance(error, ServiceError) else answer.message
+        structlog.get_logger(__name__).info("call refused", code=self._code.name, message=message)
         await context.abort(self._code, answer.message, status.trailing(answer))
 
     def _status(self, error: BaseException) -> status_pb2.Status:

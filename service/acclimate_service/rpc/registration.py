@@ -16,6 +16,7 @@ from acclimate_service import tracing
 from acclimate_service.domain.errors import InvalidSpec, UploadIncomplete
 from acclimate_service.domain.job import Job, JobDraft, JobKind, JobSpec
 from acclimate_service.domain.model import Model, WeightsSource
+from acclimate_service.domain.weights_form import HEAD_BYTES, form_of
 from acclimate_service.rpc import convert, fields
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.convert import Registration
@@ -47,6 +48,7 @@ class Registrations:
             InvalidName, InvalidSpec: a message makes no sense or comes out of turn.
             UploadIncomplete: the stream ended or stood still before its commit, or the
                 digest is not that of the file. Nothing is registered.
+            WeightsMismatch: the file cannot be one of weights.
             AlreadyExists: the id is taken.
         """
         first = await self._next(messages)
@@ -134,16 +136,27 @@ class Registrations:
         return writer.digest
 
     async def _chunks(self, messages: Messages, writer: BlobWriter) -> str:
-        """Write every chunk; the digest that the commit claims."""
+        """Write every chunk; the digest that the commit claims.
+
+        Raises:
+            WeightsMismatch: the file begins as no weights file does; the rest is not waited for.
+        """
+        head = b""
         while True:
             message = await self._next(messages)
             part = message.WhichOneof("part")
             if part == "commit" and writer.size:
+                if len(head) < HEAD_BYTES:
+                    form_of(head)
                 return fields.sha256("commit.sha256", message.commit.sha256)
             if part != "chunk":
                 raise InvalidSpec(
                     "after `draft`, a file comes in chunks, and then one commit", field="part"
                 )
+            if len(head) < HEAD_BYTES:
+                head += message.chunk[: HEAD_BYTES - len(head)]
+                if len(head) == HEAD_BYTES:
+                    form_of(head)
             if writer.size + len(message.chunk) > self._limits.file_bytes:
                 raise InvalidSpec(
                     f"the file is larger than the {self._limits.file_bytes} bytes that are taken",

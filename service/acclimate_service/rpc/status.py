@@ -105,7 +105,7 @@ def status_of(error: errors.ServiceError) -> status_pb2.Status:
             },
         )
     ]
-    text = printable(str(error), MESSAGE_LIMIT)
+    text = printable(error.told, MESSAGE_LIMIT)
     if isinstance(error, errors.Overloaded | errors.StoreFull):
         details.append(retry_info(error.retry_after))
     if isinstance(error, errors.InvalidSpec) and "field" in error.metadata:

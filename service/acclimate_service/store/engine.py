@@ -209,7 +209,9 @@ def _translated() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if _is_full(error):
             raise StoreFull("the database") from error
-        raise StoreUnavailable(f"the database refuses: {error.orig}") from error
+        raise StoreUnavailable(
+            "the database is out of reach or refuses; the log says more", detail=str(error.orig)
+        ) from error
     except sa.exc.TimeoutError as error:
         raise StoreUnavailable("all database connections are in use; try again") from error
 

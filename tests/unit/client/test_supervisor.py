@@ -82,6 +82,45 @@ def test_pauses_grow_with_failures_in_a_row(
         now += pause
 
 
+@pytest.mark.parametrize(("status", "refused"), [(2, True), (1, False)])
+def test_what_says_that_it_cannot_run_is_not_started_again(
+    supervisor: Supervisor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    refused: bool,
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    child = supervisor.work
+    child.tend(1000.0)
+    wait_for(child.gone)
+    child.tend(1000.0)
+    child.tend(2000.0)
+    assert child.failures == 1
+    assert (child.refused, supervisor.refused) == (refused, "work" if refused else "")
+    assert (child.pid is None) is refused
+    monkeypatch.undo()  # before the fixture waits for whatever runs
+
+
+def test_what_ran_for_long_is_started_again_whatever_it_says(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 2\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    child = supervisor.serve
+    for now in (1000.0, 5000.0):
+        child.tend(now)
+        wait_for(child.gone)
+        child.tend(now + 2 * module.STEADY_SECONDS)
+        assert not child.refused
+        assert child.failures == 1
+
+
 def test_a_port_is_free_until_somebody_listens() -> None:
     port = free_port()
     assert not is_taken("127.0.0.1", port)

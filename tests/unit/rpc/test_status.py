@@ -92,3 +92,13 @@ def test_no_message_can_forge_a_line_of_the_log(text: str) -> None:
 def test_messages_stay_within_what_a_header_carries() -> None:
     answer = status.status_of(errors.InvalidSpec("x" * 10**6, field="y" * 10**6))
     assert answer.ByteSize() < 8192
+
+
+def test_what_a_driver_says_of_the_database_stays_in_the_log() -> None:
+    said = 'connection to server at "10.1.2.3", port 5432 failed: no password for user "ada"'
+    error = errors.StoreUnavailable("the database is out of reach", detail=said)
+    assert said in str(error)
+    told = status.status_of(error).SerializeToString().decode("utf-8", "replace")
+    assert "out of reach" in told
+    assert "10.1.2.3" not in told
+    assert "ada" not in told

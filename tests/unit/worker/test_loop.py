@@ -45,6 +45,9 @@ class StandIn:
     def starving(self) -> bool:
         return False
 
+    def refused(self) -> bool:
+        return False
+
     def gave_up(self) -> bool:
         return self.gives_up
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import IO, Self
 
-from acclimate.cli.refusals import complain
+from acclimate.cli.refusals import Exit, complain
 
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # before a dead child is started again
@@ -23,11 +24,14 @@ STEADY_SECONDS = 60.0  # after which a death is no longer counted as a failed st
 
 
 class Child:
-    """One process, started again whenever it ends, after pauses that grow."""
+    """One process, started again whenever it ends, after pauses that grow, unless it refuses."""
 
     def __init__(self, process: str, env: Mapping[str, str], output: IO[str] | IO[bytes]) -> None:
         self.process = process
         self.failures = 0  # ends in a row, each within STEADY_SECONDS of its start
+        # It said, before it ever ran for long, that starting it again would not help.
+        self.refused = False
+        self._steady = False
         self._env = env
         self._output = output
         self._running: subprocess.Popen[bytes] | None = None
@@ -49,7 +53,13 @@ class Child:
         if status is None:
             return
         self._running = None
-        self.failures = 1 if now - self._started > STEADY_SECONDS else self.failures + 1
+        if now - self._started > STEADY_SECONDS:
+            self._steady, self.failures = True, 0
+        self.failures += 1
+        self.refused = status == Exit.USAGE and not self._steady
+        if self.refused:
+            self._due = math.inf
+            return
         pause = min(FIRST_PAUSE * 2 ** (self.failures - 1), LAST_PAUSE)
         self._due = now + pause
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
@@ -100,6 +110,11 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def refused(self) -> str:
+        """The process that cannot run as things are set up; empty if there is none."""
+        return next((child.process for child in self._children if child.refused), "")
 
     def tend(self) -> None:
         """Look after both once; never blocks."""

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -61,9 +61,9 @@ def up(
 ) -> None:
     """Run the whole service on this machine: one server, one worker, one folder.
 
-    Both write their logs to stderr. What dies is started again; SIGTERM or Ctrl-C
-    ends both in order, a second one at once. Every further setting is an
-    environment variable ACCLIMATE_<NAME>.
+    Both write their logs to stderr. What dies is started again, unless it says that its
+    settings cannot be met; SIGTERM or Ctrl-C ends both in order, a second one at once.
+    Every further setting is an environment variable ACCLIMATE_<NAME>.
 
     Example: acclimate up --home ./acclimate-data
     """
@@ -91,16 +91,30 @@ def up(
     ready = False
     while not asked.times:
         supervisor.tend()
+        if supervisor.refused:
+            _give_up(
+                supervisor,
+                f"{supervisor.refused} cannot run as it is set up; its log above says why",
+                Exit.USAGE,
+            )
         if not ready:
             ready = announced.is_file()
             if ready:
                 _announce(supervisor, target, home, as_json=as_json)
             elif supervisor.serve.failures >= START_FAILURES:
-                supervisor.stop()
-                complain("NOT_STARTED", "the server does not start; its last words are above")
-                raise typer.Exit(Exit.REFUSED)
+                _give_up(
+                    supervisor,
+                    "the server does not start; its last words are above",
+                    Exit.REFUSED,
+                )
         time.sleep(TEND_SECONDS)
     supervisor.stop(hurry=lambda: asked.times > 1)
+
+
+def _give_up(supervisor: Supervisor, why: str, code: Exit) -> NoReturn:
+    supervisor.stop()
+    complain("NOT_STARTED", why)
+    raise typer.Exit(code)
 
 
 def _announce(supervisor: Supervisor, target: str, home: Path, *, as_json: bool) -> None:
