@@ -1,12 +1,16 @@
-"""What every test stands on: where real photographs lie, and when a GPU test can run."""
+"""What every test stands on: real photographs, an object store, when a GPU test can run."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from tests import objectstore
+from tests.objectstore import CannotStart, FaultProxy, ObjectStore
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +42,21 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder}; name a folder with ACCLIMATE_TEST_PHOTOS")
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A server that speaks S3."""
+    with contextlib.ExitStack() as stack:
+        try:
+            log = tmp_path_factory.mktemp("objects") / "log"
+            yield stack.enter_context(objectstore.object_store(log))
+        except CannotStart as error:
+            pytest.skip(f"no object store can be started here: {error}")
+
+
+@pytest.fixture
+def faulty(object_store: ObjectStore) -> Iterator[FaultProxy]:
+    """A proxy that stands before the object store and can misbehave."""
+    with objectstore.fault_proxy(object_store) as proxy:
+        yield proxy

@@ -15,6 +15,7 @@ import pydantic
 import pydantic_settings
 
 from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.store import Bucket
 
 
 class Settings(pydantic_settings.BaseSettings):
@@ -24,17 +25,26 @@ class Settings(pydantic_settings.BaseSettings):
         env_prefix="ACCLIMATE_", frozen=True, extra="ignore"
     )
 
-    home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, the trunk cache
+    home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, caches
     # Empty: SQLite in `home`. Kept out of every repr: it may hold a password.
     database_url: str = pydantic.Field(default="", repr=False)
+
+    # Where the files are: a folder, or s3://BUCKET/PREFIX (gs://, az://) with the extra
+    # `bucket`, whose endpoint and keys are the environment's own. Empty: a folder in `home`.
+    blobs: str = ""
+    blob_cache_gib: float = pydantic.Field(default=4.0, ge=0)  # of a bucket's, kept in `home`
 
     def store_url(self) -> str:
         """The SQLAlchemy URL of the store."""
         return self.database_url or f"sqlite:///{self.home.absolute() / 'acclimate.db'}"
 
-    def blob_root(self) -> Path:
-        """The folder of the content-addressed blobs."""
-        return self.home.absolute() / "blobs"
+    def blob_root(self) -> Path | Bucket:
+        """The folder or the bucket of the content-addressed blobs."""
+        home = self.home.absolute()
+        if "://" not in self.blobs:
+            return Path(self.blobs).absolute() if self.blobs else home / "blobs"
+        cache_bytes = int(self.blob_cache_gib * 2**30)
+        return Bucket(url=self.blobs, cache=home / "blob-cache", cache_bytes=cache_bytes)
 
 
 class ServeSettings(Settings):

@@ -144,8 +144,11 @@ def folder(home: Path) -> Iterator[Finding]:
     yield Finding(what="disk", level=level, told=f"{free / GIB:.1f} GiB free", advice=advice)
 
 
-def store(url: str, blobs: Path) -> Iterator[Finding]:
-    """Whether the store answers, and whose clock it goes by. Makes none where none is."""
+def store(url: str, blobs: Path | None) -> Iterator[Finding]:
+    """Whether the store answers, and whose clock it goes by. Makes none where none is.
+
+    *blobs* is the folder of the blobs, None where they are in a bucket.
+    """
     if importlib.util.find_spec("sqlalchemy") is None:
         return
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
@@ -162,10 +165,27 @@ def store(url: str, blobs: Path) -> Iterator[Finding]:
     level = Level.GOOD if abs(seconds) < CLOCK_SECONDS else Level.WARNING
     advice = "" if level is Level.GOOD else "run a time service (NTP) on both machines"
     yield Finding(what="clock", level=level, told=f"{seconds:+.2f} s to the store's", advice=advice)
+    if blobs is None:
+        return
     level = Level.GOOD if blobs.is_dir() else Level.BAD
     told = "there" if blobs.is_dir() else f"{blobs} is missing, and the database is not empty"
     if level is Level.GOOD or not revision.startswith("empty"):
         yield Finding(what="blobs", level=level, told=told)
+
+
+def bucket(url: str) -> Iterator[Finding]:
+    """Whether the object store at *url* lets blobs be written, read, listed and deleted."""
+    what = f"blobs in {url}"
+    if importlib.util.find_spec("obstore") is None:
+        advice = "pip install 'acclimate[bucket]'"
+        yield Finding(what=what, level=Level.BAD, told="missing: obstore", advice=advice)
+        return
+    answer = tried(_ASK_BUCKET, ACCLIMATE_BLOBS=url)
+    if answer.worked:
+        yield Finding(what=what, level=Level.GOOD, told=answer.told)
+        return
+    why, _, advice = answer.told.partition("; ")
+    yield Finding(what=what, level=Level.BAD, told=why, advice=advice)
 
 
 def limits() -> Iterator[Finding]:
@@ -200,6 +220,18 @@ from acclimate_service.store.engine import Database, open_engine
 database = Database(open_engine(os.environ["ACCLIMATE_DATABASE_URL"]))
 print(database.read(lambda tx: f"{migrations.current(tx.connection) or 'empty'}, newest known "
       f"{migrations.HEAD}|{(tx.now - dt.datetime.now(dt.UTC)).total_seconds()}"))
+"""
+_ASK_BUCKET = """
+import os, sys, time
+from acclimate_service.domain.errors import ServiceError
+from acclimate_service.store.objects import Objects
+began = time.monotonic()
+try:
+    Objects(os.environ["ACCLIMATE_BLOBS"]).examine()
+except ServiceError as error:
+    sys.exit(str(error))
+print(f"can be written, read, listed and deleted; all four took "
+      f"{(time.monotonic() - began) * 1e3:.0f} ms")
 """
 _TORCH_ON_GPU = "import torch; print(torch.ones(2, device='cuda').sum().item())"
 _ORT_ON_GPU = """
@@ -250,15 +282,18 @@ def available_memory() -> int:
     return free
 
 
-def examinations(home: Path, url: str) -> list[Callable[[], Iterator[Finding]]]:
-    """All of them, in the order in which they are told."""
+def examinations(home: Path, url: str, blobs: str = "") -> list[Callable[[], Iterator[Finding]]]:
+    """All of them, in the order in which they are told. *blobs* is as in the settings."""
+    far = "://" in blobs
+    local = None if far else Path(blobs).absolute() if blobs else home / "blobs"
     return [
         libraries,
         runtimes,
         torch_pair,
         gpu,
         lambda: folder(home),
-        lambda: store(url, home / "blobs"),
+        lambda: store(url, local),
+        *([lambda: bucket(blobs)] if far else []),
         limits,
     ]
 
@@ -267,7 +302,8 @@ def main() -> None:
     """Examine and print; the exit code is 1 if anything is bad."""
     home = Path(os.environ.get("ACCLIMATE_HOME", "acclimate-data")).absolute()
     url = os.environ.get("ACCLIMATE_DATABASE_URL") or f"sqlite:///{home / 'acclimate.db'}"
-    found = [finding for examine in examinations(home, url) for finding in examine()]
+    blobs = os.environ.get("ACCLIMATE_BLOBS", "")
+    found = [finding for examine in examinations(home, url, blobs) for finding in examine()]
     if "--json" in sys.argv[1:]:
         told = [{**asdict(finding), "level": finding.level.value} for finding in found]
         print(json.dumps({"findings": told}, indent=2))  # noqa: T201

@@ -1,6 +1,6 @@
 """Upkeep of a store by whoever runs it: backup, restore, tidy, erase. ``acclimate store``.
 
-These act on the database and the blob folder themselves, beside running servers and
+These act on the database and the blobs themselves, beside running servers and
 workers, and need no server. They print JSON; a refusal is one line on the standard
 error stream and exit code 1.
 """
@@ -39,18 +39,24 @@ DatabaseUrl = Annotated[
     str | None, typer.Option(help="Unset: ACCLIMATE_DATABASE_URL or SQLite in the home folder.")
 ]
 
+BlobsAt = Annotated[
+    str | None,
+    typer.Option("--blobs", help="Unset: ACCLIMATE_BLOBS or a folder in the home folder."),
+]
+
 
 @app.command("backup")
 def back_up(
     file: Annotated[Path, typer.Argument(help="Where to write; must not be there yet.")],
     home: Home = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
 ) -> None:
     """Back up everything into one file, while the service runs.
 
     Example: acclimate store backup /backups/2026-11-25.tar
     """
-    with _store(_settings(home, database_url)) as store:
+    with _store(_settings(home, database_url, blobs)) as store:
         _print(store.save(file).model_dump(mode="json"))
 
 
@@ -59,12 +65,13 @@ def restore(
     file: Annotated[Path, typer.Argument(help="What `backup` wrote.", exists=True)],
     home: Home = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
 ) -> None:
     """Fill an empty store from a backup, whichever database either is in.
 
     Example: acclimate store restore /backups/2026-11-25.tar --home /var/lib/acclimate
     """
-    settings = _settings(home, database_url)
+    settings = _settings(home, database_url, blobs)
     backup.read(file)  # before anything is made
     with _store(settings) as store:
         _print(store.restore(file).model_dump(mode="json"))
@@ -88,6 +95,7 @@ def tidy(
     rehearse: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
     home: Home = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
 ) -> None:
     """Remove what nobody needs, then the files that nothing names.
 
@@ -102,7 +110,7 @@ def tidy(
         report_days=report_days,
         batch_days=batch_days,
     )
-    with _store(_settings(home, database_url)) as store:
+    with _store(_settings(home, database_url, blobs)) as store:
         removed = store.tidy(policy, rehearse=rehearse)
         told: dict[str, pydantic.JsonValue] = {
             what: [str(name) for name in names] for what, names in vars(removed).items()
@@ -124,6 +132,7 @@ def erase(
     id_: Annotated[str, typer.Option("--id", help="What its uploader called it.")] = "",
     home: Home = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
 ) -> None:
     """Erase one image everywhere, and list the versions that learnt from it.
 
@@ -131,7 +140,7 @@ def erase(
 
     Example: acclimate store erase --domain webcam --id mug/17.jpg --reason "ticket 4711"
     """
-    settings = _settings(home, database_url)
+    settings = _settings(home, database_url, blobs)
     with _store(settings) as store:
         if image is not None:
             content = imaging.content_digest(imaging.decode(image.read_bytes()))
@@ -163,8 +172,8 @@ def _store(settings: Settings) -> Iterator[Store]:
         store.close()
 
 
-def _settings(home: Path | None, database_url: str | None) -> Settings:
-    given = {"home": home, "database_url": database_url}
+def _settings(home: Path | None, database_url: str | None, blobs: str | None) -> Settings:
+    given = {"home": home, "database_url": database_url, "blobs": blobs}
     return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # each has its field's type
 
 

@@ -23,6 +23,7 @@ from tests.integration.rpc_server import plain
 
 from acclimate import AcclimateError, Client
 from acclimate_service.domain.names import VersionName
+from acclimate_service.store.folder import FolderBlobs
 
 VERSIONS = 4  # more than stay loaded, so that most moves load one
 EXIT_SECONDS = 30.0
@@ -111,6 +112,7 @@ def artifacts(plan: Plan, *, times: int = 300) -> Iterator[Row]:
     with place("sqlite", "artifacts") as (home, _), World(home) as world:
         first, second = serve_colours(world, versions=2)
         digest = world.store.registry.get_version(second).manifest.artifacts.onnx
+        assert isinstance(world.store.blobs, FolderBlobs)
         file = world.store.blobs.path(digest)
         whole = file.read_bytes()
         world.service.serve.start()

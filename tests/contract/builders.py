@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,10 @@ from acclimate_service.domain.model import (
 )
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
 from acclimate_service.store import NewVersion, Outcome, Received, Store
+from acclimate_service.store.blobs import checked
+from acclimate_service.store.bucket import BucketBlobs
+from acclimate_service.store.folder import FolderBlobs
+from acclimate_service.store.objects import Found
 
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 SOURCE = DomainName("amazon")
@@ -207,3 +213,32 @@ def make_version(
     )
     assert ended.version is not None
     return ended.version
+
+
+def spoil(store: Store, digest: str, content: bytes) -> None:
+    """Let the stored bytes of a blob be others."""
+    if isinstance(store.blobs, FolderBlobs):
+        store.blobs.path(digest).write_bytes(content)
+    else:
+        assert isinstance(store.blobs, BucketBlobs)
+        store.blobs._objects.put(checked(digest), content)
+
+
+def age(store: Store, days: float) -> None:
+    """Make all that is stored so far look as if it were stored *days* ago."""
+    past = days * 86400
+    if isinstance(store.blobs, FolderBlobs):
+        for path in store.blobs.root.rglob("*"):
+            os.utime(path, (time.time() - past, time.time() - past))
+        return
+    assert isinstance(store.blobs, BucketBlobs)
+    objects = store.blobs._objects
+    time.sleep(1.1)  # the grain of its clock
+    now, find = int(time.time()), type(objects).find
+
+    def aged(key: str) -> Found:
+        found = find(objects, key)
+        young = found.stored_at >= now
+        return Found(size=found.size, stored_at=found.stored_at - (0 if young else past))
+
+    objects.find = aged  # type: ignore[method-assign]  # only its clock is turned

@@ -1,4 +1,7 @@
-"""Every test here runs over SQLite and over PostgreSQL: one contract, two engines."""
+"""Every test here runs over SQLite and over PostgreSQL: one contract, two engines.
+
+What concerns files runs a third time, as many replicas do: PostgreSQL and a bucket.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from pathlib import Path
 import pytest
 from tests.contract.builders import FakeClock
 from tests.contract.postgres import CannotStart, administer, postgresql
+from tests.objectstore import ObjectStore
 
-from acclimate_service.store import Store, open_store, schema
+from acclimate_service.store import Bucket, Store, open_store, schema
 
 Opener = Callable[..., Store]
+ABOUT_FILES = {"test_backup", "test_erasure", "test_reconcile", "test_retention"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Place:
     """Where a store lies."""
 
     url: str
-    blobs: Path
+    blobs: Path | Bucket
 
     @property
     def is_sqlite(self) -> bool:
@@ -62,8 +67,16 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def place(request: pytest.FixtureRequest, folder: Path) -> Place:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "place" in metafunc.fixturenames:
+        kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+        if metafunc.module.__name__.rpartition(".")[2] in ABOUT_FILES:
+            kinds.append(pytest.param("replicas", marks=pytest.mark.postgres))
+        metafunc.parametrize("place", kinds, indirect=True)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A new, empty store, migrated."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), folder / "store.db")
@@ -71,7 +84,13 @@ def place(request: pytest.FixtureRequest, folder: Path) -> Place:
     url = request.getfixturevalue("postgres")
     tables = ", ".join(table.name for table in schema.metadata.sorted_tables)
     administer(url, f"TRUNCATE {tables} RESTART IDENTITY")
-    return Place(url, folder / "blobs")
+    if request.param == "postgresql":
+        return Place(url, folder / "blobs")
+    objects: ObjectStore = request.getfixturevalue("object_store")
+    for name, value in objects.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(url=objects.bucket(), cache=folder / "near", cache_bytes=2**20)
+    return Place(url, bucket)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tests.contract.builders import (
     make_version,
     pictures,
     send,
+    spoil,
     upload,
 )
 from tests.contract.conftest import Opener
@@ -132,7 +133,7 @@ def test_a_backup_never_replaces_a_file(filled: Store, tmp_path: Path) -> None:
 
 def test_a_rotten_blob_is_found_when_it_is_saved(filled: Store, tmp_path: Path) -> None:
     digest = filled.blobs.put(b"half")
-    filled.blobs.path(digest).write_bytes(b"hafl")
+    spoil(filled, digest, b"hafl")
     with pytest.raises(BlobCorrupt):
         filled.save(tmp_path / "backup.tar")
     assert list(tmp_path.glob("backup*")) == []

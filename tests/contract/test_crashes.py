@@ -7,6 +7,7 @@ import functools
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.contract.actor import Actor
@@ -106,6 +107,7 @@ def test_a_blob_whose_writer_died_before_its_rename_was_never_there(
     assert actor.hear_out() == ["written"]
     assert actor.process.exitcode == -signal.SIGKILL
     assert list(store.blobs.digests()) == []
+    assert isinstance(place.blobs, Path)
     assert len(list((place.blobs / "tmp").iterdir())) == 1
     assert store.reconcile(grace=dt.timedelta(seconds=-60)).unfinished == 1
     assert list((place.blobs / "tmp").iterdir()) == []

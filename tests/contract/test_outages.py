@@ -28,6 +28,7 @@ from acclimate_service.domain.errors import InvalidSpec, StoreFull, StoreUnavail
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import JobState
 from acclimate_service.store import Store, engine, open_store
+from acclimate_service.store.folder import FolderBlobs
 
 
 @contextmanager
@@ -52,6 +53,7 @@ def test_a_full_disk_refuses_files_and_leaves_no_half_of_one(store: Store) -> No
     assert small in store.blobs.digests()
     for digest in store.blobs.digests():
         store.blobs.verify(digest)
+    assert isinstance(store.blobs, FolderBlobs)
     assert list((store.blobs.root / "tmp").iterdir()) == []
     store.blobs.put(b"large" * 10_000)
 
@@ -103,6 +105,7 @@ def test_a_disk_that_fails_to_sync_acknowledges_nothing(
 
 def test_a_folder_that_is_gone_is_an_outage_and_not_a_missing_file(store: Store) -> None:
     digest = store.blobs.put(b"content")
+    assert isinstance(store.blobs, FolderBlobs)
     away = store.blobs.root.rename(store.blobs.root.with_name("away"))
     for use in (
         lambda: store.blobs.get(digest),

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import time
 
 import pytest
 from tests.contract.builders import (
     Picture,
+    age,
     claimed,
     draft,
     furnish,
@@ -23,13 +22,6 @@ from acclimate_service.domain.names import VersionName
 from acclimate_service.store import Store
 
 AT_ONCE = dt.timedelta(seconds=-60)  # even what was stored a moment ago is old enough
-
-
-def age(store: Store, days: float) -> None:
-    """Make all files look as if they were stored *days* ago."""
-    then = time.time() - days * 86400
-    for path in store.blobs.root.rglob("*"):
-        os.utime(path, (then, then))
 
 
 @pytest.fixture

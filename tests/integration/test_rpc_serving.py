@@ -30,6 +30,7 @@ from acclimate.v1 import inference_pb2, registry_pb2
 from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.domain.weights_form import HEAD_BYTES
 from acclimate_service.rpc.server import Limits
+from acclimate_service.store.folder import FolderBlobs
 
 RED = plain((250, 10, 10))
 BLUE = plain((10, 10, 250))
@@ -204,6 +205,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving(
         "another size": classifier(2, size=SIZE * 2),
     }.get(damage, classifier(100 + len(damage)))
     bad = version(service.store, name, content)
+    assert isinstance(service.store.blobs, FolderBlobs)
     path = service.store.blobs.path(sha256(content))
     if damage == "another file":
         path.write_bytes(classifier(66))

@@ -208,6 +208,11 @@ def test_the_serving_process_does_not_load_torch() -> None:
     assert loaded_by("import acclimate_service.serve") & TORCH == set()
 
 
+def test_blobs_in_a_folder_load_no_library_for_object_stores() -> None:
+    statement = "import acclimate_service.serve, acclimate_service.work, acclimate_service.upkeep"
+    assert "obstore" not in loaded_by(statement)
+
+
 def test_the_lock_has_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -329,12 +329,14 @@ class StoreUnavailable(ServiceError):
     """The SQL or blob store cannot be reached or written (gone, locked, full).
 
     *detail* is for the log of this machine: a driver's words name hosts and accounts.
+    *facts* are for everyone.
     """
 
     reason = "STORE_UNAVAILABLE"
+    retry_after = 2.0  # seconds
 
-    def __init__(self, message: str, *, detail: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, detail: str = "", **facts: object) -> None:
+        super().__init__(message, **facts)
         self.detail = detail
 
     def __str__(self) -> str:
@@ -350,13 +352,13 @@ class StoreFull(StoreUnavailable):
     """The disk under the SQL or blob store has no room left."""
 
     reason = "STORE_FULL"
+    retry_after = 5.0
 
     def __init__(self, what: str) -> None:
         super().__init__(
             f"the disk under {what} is full: nothing new can be stored; it goes on by itself "
             "once there is room"
         )
-        self.retry_after = 5.0  # seconds
 
 
 class ExportMismatch(ServiceError):

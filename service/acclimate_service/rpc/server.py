@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -269,15 +270,21 @@ class Server:
         while True:
             await asyncio.sleep(self._limits.poll_seconds)
             try:
-                async with asyncio.timeout(PROBE_SECONDS):
-                    await self._probe.run(self._store.ping)
+                await self._answered(self._store.ping_rows)
                 await self.keyring.catch_up()
                 await self.served.catch_up()
                 await self._door.denials.flush()
+                # Last: what needs rows alone goes on while the files are out of reach.
+                await self._answered(self._store.blobs.ping)
             except (StoreUnavailable, Overloaded, TimeoutError) as error:
                 await self.health.set_stored(False, why=str(error) or "it does not answer")
             else:
                 await self.health.set_stored(True)
+
+    async def _answered(self, ping: Callable[[], None]) -> None:
+        """Have *ping* return within the time that the store has to answer."""
+        async with asyncio.timeout(PROBE_SECONDS):
+            await self._probe.run(ping)
 
     async def stop(self, grace: float) -> None:
         """Drain: say NOT_SERVING, take nothing new, let what runs end within *grace* seconds."""

@@ -106,7 +106,7 @@ def status_of(error: errors.ServiceError) -> status_pb2.Status:
         )
     ]
     text = printable(error.told, MESSAGE_LIMIT)
-    if isinstance(error, errors.Overloaded | errors.StoreFull):
+    if isinstance(error, errors.Overloaded | errors.StoreUnavailable):
         details.append(retry_info(error.retry_after))
     if isinstance(error, errors.InvalidSpec) and "field" in error.metadata:
         field = printable(error.metadata["field"], METADATA_LIMIT)

@@ -1,7 +1,7 @@
 """What is kept: images, models, jobs and the record of who did what.
 
-An SQL database holds the rows, a folder the files; nothing else is shared between the
-processes of the service.
+An SQL database holds the rows, a folder or an object store the files; nothing else is
+shared between the processes of the service.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
 from acclimate_service.domain.retention import Removed, RetentionPolicy
 from acclimate_service.store import backup, erasure, migrations, retention
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.audit import Actor, Audit, AuditEntry, AuditFilter, act_as
 from acclimate_service.store.backup import Backup
-from acclimate_service.store.blobs import Blobs, BlobWriter, translated_os_errors
+from acclimate_service.store.blobs import Blobs, BlobWriter, Bucket, translated_os_errors
 from acclimate_service.store.domains import Domains, data_digest
 from acclimate_service.store.engine import Clock, Database, Transaction, open_engine, utc_now
 from acclimate_service.store.erasure import Erasure
+from acclimate_service.store.fence import Fence, fence_of
+from acclimate_service.store.folder import FolderBlobs
 from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
 from acclimate_service.store.jobs import Jobs
 from acclimate_service.store.leases import Checkpoint
+from acclimate_service.store.nearby import Nearby
 from acclimate_service.store.pages import Page
 from acclimate_service.store.queue import Census
 from acclimate_service.store.reconcile import Reconciliation, reconcile
@@ -47,6 +50,7 @@ __all__ = [
     "Backup",
     "BlobWriter",
     "Blobs",
+    "Bucket",
     "Census",
     "Checkpoint",
     "Domains",
@@ -65,6 +69,7 @@ __all__ = [
     "Tokens",
     "act_as",
     "data_digest",
+    "open_blobs",
     "open_store",
     "utc_now",
 ]
@@ -72,7 +77,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """One database and one folder of blobs. Thread-safe."""
+    """One database and one place of blobs. Thread-safe."""
 
     database: Database
     blobs: Blobs
@@ -87,10 +92,18 @@ class Store:
         """Say whether the store can be used.
 
         Raises:
-            StoreUnavailable: the database or the folder is out of reach.
+            StoreUnavailable: the database or the blobs are out of reach.
+        """
+        self.ping_rows()
+        self.blobs.ping()
+
+    def ping_rows(self) -> None:
+        """Say whether the database can be used.
+
+        Raises:
+            StoreUnavailable: it is out of reach.
         """
         self.database.read(Transaction.scalar, sa.select(1))
-        self.blobs.ping()
 
     def reconcile(
         self,
@@ -123,27 +136,28 @@ class Store:
         self.blobs.close()
 
 
-def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Store:
+def open_store(url: str, blob_root: Path | Bucket, *, clock: Clock | None = None) -> Store:
     """Open a store, making or migrating its schema if need be.
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
-        blob_root: The folder of the blobs; made if it is not there.
+        blob_root: Where the blobs are: a folder, made if it is not there, or a bucket.
         clock: Replaces the database's clock (PostgreSQL) or the machine's (SQLite).
 
     Raises:
-        InvalidSpec: the URL is of another kind.
-        StoreUnavailable: the database or the folder is out of reach, or the schema is
+        InvalidSpec: the URL is of another kind, or the bucket refuses.
+        StoreUnavailable: the database or the blobs are out of reach, or the schema is
             newer than this version knows.
     """
-    blobs = Blobs(blob_root)
     engine = open_engine(url)
+    blobs = open_blobs(blob_root, fence_of(engine))
     database = Database(engine, clock)
     try:
         with _prepared(engine):
             database.write(_migrate)
     except BaseException:
         database.close()
+        blobs.close()
         raise
     return Store(
         database=database,
@@ -155,6 +169,28 @@ def open_store(url: str, blob_root: Path, *, clock: Clock | None = None) -> Stor
         audit=Audit(database),
         tokens=Tokens(database),
     )
+
+
+def open_blobs(root: Path | Bucket, fence: Fence) -> Blobs:
+    """Open a place of blobs, whose users on all machines share *fence*.
+
+    Raises:
+        InvalidSpec: the bucket's URL is of another kind, the library for it is not
+            installed, or it refuses.
+        StoreUnavailable: it is out of reach.
+    """
+    if isinstance(root, Path):
+        return FolderBlobs(root)
+    try:
+        from acclimate_service.store.bucket import BucketBlobs  # noqa: PLC0415 - see the extra
+        from acclimate_service.store.objects import Objects  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidSpec(
+            f"blobs in {root.url} need a library: pip install 'acclimate[bucket]'"
+        ) from error
+    blobs = BucketBlobs(Objects(root.url), fence=fence, nearby=Nearby(root.cache, root.cache_bytes))
+    blobs.begin()
+    return blobs
 
 
 def _migrate(tx: Transaction) -> None:

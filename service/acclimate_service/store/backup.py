@@ -74,7 +74,6 @@ def write(database: Database, blobs: Blobs, target: BinaryIO) -> Backup:
             if not blobs.exists(digest):
                 missing.append(digest)
                 continue
-            blobs.verify(digest)
             with blobs.open(digest) as file:
                 size += _add(tar, f"blobs/{digest}", file)
             count += 1
@@ -208,7 +207,7 @@ def _restore_blob(tar: tarfile.TarFile, member: tarfile.TarInfo, blobs: Blobs) -
     with blobs.writer() as writer:
         while chunk := file.read(CHUNK):
             writer.write(chunk)
-        if writer.sync() != digest:  # raised inside the block, so that nothing is kept
+        if writer.written() != digest:  # raised inside the block, so that nothing is kept
             raise InvalidSpec(f"{member.name} of the backup is damaged")
     return True
 

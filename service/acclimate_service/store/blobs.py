@@ -1,33 +1,41 @@
-"""Files by the sha256 of their content, in a folder.
+"""Files by the sha256 of their content: what every place that holds them promises.
 
-    ROOT/sha256/ab/abcd…   the files; the name is the digest of the content
-    ROOT/tmp/              what is being written
-    ROOT/lock, ROOT/held   see ``_locked`` and ``held``
+    sha256/ab/abcd…   the files; the name is the digest of the content
 
-A file appears under its name whole and durable or not at all: temporary name, fsync,
-rename, fsync of the folder. Two writers of the same content are harmless.
+A file appears under its name whole and durable or not at all, is compared with its name
+when it is read, and may be stored again, which heals it and renews its age. Two writers
+of the same content are harmless. The places: :mod:`.folder` and :mod:`.bucket`.
 """
 
 from __future__ import annotations
 
+import abc
 import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import hashlib
-import os
 import re
-import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreFull, StoreUnavailable
 
 CHUNK = 1 << 20  # bytes read at a time
-SYNCS = 8  # files that are synced side by side
 T = TypeVar("T")
+R = TypeVar("R")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A place in an object store, and where and how much of it is kept at hand."""
+
+    url: str  # s3://BUCKET/PREFIX, gs://… or az://…
+    cache: Path
+    cache_bytes: int
 
 
 class BlobWriter:
@@ -50,44 +58,27 @@ class BlobWriter:
         self._hash.update(chunk)
         self.size += len(chunk)
 
-    def sync(self) -> str:
-        """Make the written bytes durable; their digest."""
-        _sync(self._file)
+    def written(self) -> str:
+        """The digest of what was written so far."""
         return self._hash.hexdigest()
 
 
-class Blobs:
-    """The blob store. Thread-safe, and safe between processes on one file system."""
+class Blobs(abc.ABC):
+    """A blob store. Thread-safe, and safe between processes."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._files = root / "sha256"
-        self._temporary = root / "tmp"
-        with translated_os_errors():
-            self._files.mkdir(parents=True, exist_ok=True)
-            self._temporary.mkdir(exist_ok=True)
-            (root / "lock").touch()
-            (root / "held").touch()
-            # All of them beforehand, so that no writer has to wait for another's new
-            # folder to be durable.
-            for prefix in range(256):
-                (self._files / f"{prefix:02x}").mkdir(exist_ok=True)
-            _sync_folder(self._files)
-            _sync_folder(root)
-        self._threads = concurrent.futures.ThreadPoolExecutor(SYNCS, "blobs")
+    threads: concurrent.futures.ThreadPoolExecutor  # for what is done side by side
 
+    @abc.abstractmethod
     def ping(self) -> None:
-        """Say whether blobs can be read and written here.
+        """Say whether blobs can be reached here.
 
         Raises:
-            StoreUnavailable: the folder is gone or not ours to write.
+            StoreUnavailable: the place is gone or refuses.
         """
-        if not os.access(self._temporary, os.R_OK | os.W_OK | os.X_OK):
-            raise StoreUnavailable("the blob folder is gone or cannot be written")
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown()
+        self.threads.shutdown()
 
     # ── writing ──────────────────────────────────────────────────────────────
 
@@ -95,125 +86,102 @@ class Blobs:
         """Store *content*; its digest.
 
         Raises:
-            StoreUnavailable: the disk is full or refuses.
+            StoreUnavailable: the place is full or refuses.
         """
         return self.put_many([content])[0]
 
+    @abc.abstractmethod
     def put_many(self, contents: Sequence[bytes]) -> list[str]:
-        """Store several contents, with one fsync of each folder; their digests, in order.
+        """Store several contents side by side; their digests, in order.
 
         Raises:
-            StoreUnavailable: the disk is full or refuses. Some may be stored.
+            StoreUnavailable: the place is full or refuses. Some may be stored.
         """
-        digests = [hashlib.sha256(content).hexdigest() for content in contents]
-        each = dict(zip(digests, contents, strict=True))
-        folders = {self.path(digest).parent for digest in each}
-        with translated_os_errors():
-            self._at_once(self._put_unsynced, each.items())
-            self._at_once(_sync_folder, folders)
-        return digests
 
     def put_file(self, path: Path) -> str:
         """Store a copy of the file at *path*, in bounded memory; its digest.
 
         Raises:
-            StoreUnavailable: the disk is full or refuses, or *path* cannot be read.
+            StoreUnavailable: the place is full or refuses, or *path* cannot be read.
         """
         with translated_os_errors(), path.open("rb") as source, self.writer() as writer:
             while chunk := source.read(CHUNK):
                 writer.write(chunk)
         return writer.digest
 
-    @contextlib.contextmanager
-    def writer(self) -> Iterator[BlobWriter]:
+    @abc.abstractmethod
+    def writer(self) -> AbstractContextManager[BlobWriter]:
         """A writer whose blob becomes visible when the block ends without an error.
 
         Raises:
-            StoreUnavailable: the disk is full or refuses.
+            StoreUnavailable: the place is full or refuses.
         """
-        with contextlib.ExitStack() as stack:
-            with translated_os_errors():
-                file, path = stack.enter_context(self._temporary_file())
-            writer = BlobWriter(file)
-            yield writer  # what the block itself raises is its own
-            with translated_os_errors():
-                digest = writer.sync()
-                if not self._keep(digest):
-                    self._name(path, digest)
-                _sync_folder(self.path(digest).parent)
-            writer.digest = digest
 
     # ── reading ──────────────────────────────────────────────────────────────
 
+    @abc.abstractmethod
     def get(self, digest: str) -> bytes:
         """The content, verified.
 
         Raises:
             BlobNotFound: there is no such blob.
-            BlobCorrupt: the bytes on disk are not what they are named by.
-            StoreUnavailable: the disk refuses.
+            BlobCorrupt: the stored bytes are not what they are named by.
+            StoreUnavailable: the place refuses.
         """
-        with self.open(digest) as file, translated_os_errors():
-            content = file.read()
-        found = hashlib.sha256(content).hexdigest()
-        if found != digest:
-            raise BlobCorrupt(digest, found)
-        return content
 
+    @abc.abstractmethod
     def open(self, digest: str) -> BinaryIO:
-        """The file, for reading, unverified (see :meth:`verify`).
+        """A file of the verified content, for reading, in bounded memory.
 
         Raises:
             BlobNotFound: there is no such blob.
-            StoreUnavailable: the disk refuses.
+            BlobCorrupt: the stored bytes are not what they are named by.
+            StoreUnavailable: the place refuses.
         """
-        with translated_os_errors(), self._missing_is(digest):
-            return self.path(digest).open("rb")
 
     def verify(self, digest: str) -> None:
-        """Read the whole file once and compare, in bounded memory.
+        """Read the whole blob once and compare, in bounded memory.
 
         Raises:
             BlobNotFound: there is no such blob.
-            BlobCorrupt: the bytes on disk are not what they are named by.
-            StoreUnavailable: the disk refuses.
+            BlobCorrupt: the stored bytes are not what they are named by.
+            StoreUnavailable: the place refuses.
         """
-        with self.open(digest) as file, translated_os_errors():
-            found = _digest_of(file)
-        if found != digest:
-            raise BlobCorrupt(digest, found)
+        self.open(digest).close()
 
+    def fetch(self, digests: Iterable[str]) -> None:
+        """Have these at hand, since they are about to be read one by one.
+
+        A place that is far away gets them side by side, so that not every read waits.
+
+        Raises:
+            StoreUnavailable: the place refuses.
+        """
+        del digests  # where nothing is far away, all are at hand
+
+    @abc.abstractmethod
     def size(self, digest: str) -> int:
         """The size in bytes.
 
         Raises:
             BlobNotFound: there is no such blob.
         """
-        with translated_os_errors(), self._missing_is(digest):
-            return self.path(digest).stat().st_size
 
+    @abc.abstractmethod
     def exists(self, digest: str) -> bool:
         """Whether there is such a blob."""
-        return self.path(digest).is_file()
 
-    def path(self, digest: str) -> Path:
-        """Where the blob lies, or would lie. Only a store in a local folder has this.
-
-        Raises:
-            BlobNotFound: *digest* is not a hex sha256, so nothing can be stored under it.
-        """
-        if not _DIGEST.fullmatch(digest):
-            raise BlobNotFound(digest[:80])
-        return self._files / digest[:2] / digest
+    def absent(self, digests: Sequence[str]) -> list[str]:
+        """Those of *digests*, which are sorted, that are not there."""
+        return [digest for digest in digests if not self.exists(digest)]
 
     # ── taking away ──────────────────────────────────────────────────────────
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    @abc.abstractmethod
+    def held(self) -> AbstractContextManager[None]:
         """Have no blob removed, by any process, while the block runs: a backup copies them."""
-        with self._locked(fcntl.LOCK_SH, "held"):
-            yield
 
+    @abc.abstractmethod
     def delete(self, digest: str) -> bool:
         """Remove the blob. Whoever calls this knows that nothing names it.
 
@@ -221,136 +189,79 @@ class Blobs:
             Whether it was there.
 
         Raises:
-            StoreUnavailable: a backup is being made.
+            StoreUnavailable: a backup is being made, or the place refuses.
         """
-        with translated_os_errors():
-            try:
-                with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, "held"):
-                    self.path(digest).unlink()
-            except BlockingIOError as error:
-                raise StoreUnavailable("a backup is being made; try again after it") from error
-            except FileNotFoundError:
-                return False
-        return True
 
+    @abc.abstractmethod
     def delete_older(self, digest: str, moment: float) -> int | None:
         """Remove the blob unless it was stored, or stored again, after *moment* (Unix seconds).
 
-        Storing what exists renews its age under the same lock, so a blob that an
-        upload is about to name is never taken from under it.
+        A blob that is being stored while this looks at it is never taken away.
 
         Returns:
             The bytes freed; None if it stays, as everything does while a backup is made.
         """
-        path = self.path(digest)
-        with translated_os_errors():
-            try:
-                with (
-                    self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, "held"),
-                    self._locked(fcntl.LOCK_EX),
-                ):
-                    stat = path.stat()
-                    if stat.st_mtime > moment:
-                        return None
-                    path.unlink()
-            except (FileNotFoundError, BlockingIOError):
-                return None
-            return stat.st_size
 
+    @abc.abstractmethod
     def digests(self) -> Iterator[str]:
-        """Every blob there is, folder by folder; other files are passed over."""
-        with translated_os_errors():
-            for folder in sorted(self._files.iterdir()):
-                if folder.is_dir():
-                    names = sorted(path.name for path in folder.iterdir())
-                    yield from (name for name in names if _DIGEST.fullmatch(name))
+        """Every blob there is, sorted; other files are passed over."""
 
+    @abc.abstractmethod
     def delete_unfinished(self, moment: float) -> int:
         """Remove what writers that died before *moment* (Unix seconds) left; how many files."""
-        removed = 0
-        with translated_os_errors():
-            for path in self._temporary.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # its writer ended just now
-                    if path.stat().st_mtime <= moment:
-                        path.unlink()
-                        removed += 1
-        return removed
 
     # ── inside ───────────────────────────────────────────────────────────────
 
-    def _at_once(self, work: Callable[[T], None], items: Collection[T]) -> None:
-        """Do *work* on every item and wait for all.
+    def _at_once(self, work: Callable[[T], R], items: Collection[T]) -> list[R]:
+        """What *work* makes of every item, side by side; after an error none is begun any more.
 
-        Files are synced side by side, since the file system then writes its journal
-        once for many of them: measured, 64 images took a fifteenth of the time.
+        None is under way any more when this returns or raises.
         """
         if len(items) == 1:
-            work(next(iter(items)))
-            return
-        done = [self._threads.submit(work, item) for item in items]
-        concurrent.futures.wait(done)
-        for future in done:
-            future.result()
+            return [work(next(iter(items)))]
+        done = [self.threads.submit(work, item) for item in items]
+        concurrent.futures.wait(done, return_when=concurrent.futures.FIRST_EXCEPTION)
+        begun = [future for future in done if not future.cancel()]
+        concurrent.futures.wait(begun)
+        return [future.result() for future in begun]
 
-    def _put_unsynced(self, item: tuple[str, bytes]) -> None:
-        """Store one content under its digest; its folder is still to be synced."""
-        digest, content = item
-        if self._keep(digest):
-            return
-        with self._temporary_file() as (file, path):
-            file.write(content)
-            _sync(file)
-            self._name(path, digest)
 
-    def _keep(self, digest: str) -> bool:
-        """Whether the blob is there, whole; if so, it counts as stored just now.
+def checked(digest: str) -> str:
+    """*digest*, as the name of a blob below its place's root.
 
-        One that rotted is not kept: the caller holds its true bytes and writes them.
-        """
-        path = self.path(digest)
-        with self._locked(fcntl.LOCK_SH):
-            try:
-                with path.open("rb") as file:
-                    whole = _digest_of(file) == digest
-                if whole:
-                    os.utime(path)
-            except FileNotFoundError:
-                return False
-        return whole
+    Raises:
+        BlobNotFound: it is not a hex sha256, so nothing can be stored under it.
+    """
+    if not is_digest(digest):
+        raise BlobNotFound(digest[:80])
+    return f"sha256/{digest[:2]}/{digest}"
 
-    @contextlib.contextmanager
-    def _temporary_file(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """A file that is gone when the block ends, unless it was given a name."""
-        path = self._temporary / secrets.token_hex(16)
-        file = path.open("xb")
-        try:
-            yield file, path
-        finally:
-            with contextlib.suppress(OSError):
-                file.close()  # what is not synced by now is not wanted either
-            path.unlink(missing_ok=True)
 
-    def _name(self, path: Path, digest: str) -> None:
-        """Give a synced temporary file its name."""
-        path.rename(self.path(digest))
+def is_digest(name: str) -> bool:
+    """Whether a file of this name can be a blob."""
+    return _DIGEST.fullmatch(name) is not None
 
-    @contextlib.contextmanager
-    def _missing_is(self, digest: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            self.ping()  # the one file is missing only if the folder is there
-            raise BlobNotFound(digest) from error
 
-    @contextlib.contextmanager
-    def _locked(self, kind: int, file: str = "lock") -> Iterator[None]:
-        # A descriptor of its own: flock is held by the open file, not by the thread.
-        lock = os.open(self.root / file, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, kind)
-            yield
-        finally:
-            os.close(lock)
+def verified(digest: str, file: BinaryIO) -> BinaryIO:
+    """*file*, at its beginning; closed if its content has another digest.
+
+    Raises:
+        BlobCorrupt: it has.
+    """
+    found = digest_of(file)
+    if found != digest:
+        file.close()
+        raise BlobCorrupt(digest, found)
+    file.seek(0)
+    return file
+
+
+def digest_of(file: BinaryIO) -> str:
+    """The sha256 of the rest of *file*."""
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -363,24 +274,3 @@ def translated_os_errors() -> Iterator[None]:
             raise StoreFull("the blob folder") from error
         # The path is left out: it means nothing to a client and tells it our folders.
         raise StoreUnavailable(f"the blob folder refuses: {error.strerror}") from error
-
-
-def _digest_of(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in *folder* survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

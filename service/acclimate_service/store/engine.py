@@ -124,7 +124,7 @@ class Database:
         Raises:
             StoreUnavailable: the database is gone or refuses.
         """
-        with _translated(), self.engine.begin() as connection:
+        with translated(), self.engine.begin() as connection:
             return work(Transaction(connection, self._clock), *args, **kwargs)
 
     def snapshot(
@@ -138,7 +138,7 @@ class Database:
         engine = self.engine  # SQLite's transactions are snapshots as they are
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
-        with _translated(), engine.begin() as connection:
+        with translated(), engine.begin() as connection:
             return work(Transaction(connection, self._clock), *args, **kwargs)
 
     def write(
@@ -152,7 +152,7 @@ class Database:
             StoreUnavailable: the database is gone, locked for too long, or full.
         """
         for tried in range(1, TRIES + 1):
-            with _translated(), self._alone(), self._writing.connect() as connection:
+            with translated(), self._alone(), self._writing.connect() as connection:
                 try:
                     with connection.begin():
                         return work(Transaction(connection, self._clock), *args, **kwargs)
@@ -198,7 +198,7 @@ def _is_full(error: sa.exc.DBAPIError) -> bool:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise what the driver says as what it means for a caller."""
     try:
         yield

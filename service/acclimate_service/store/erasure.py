@@ -7,13 +7,14 @@ before still holds the image.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
+from acclimate_service.domain.errors import BlobNotFound, ImageInUse, InvalidSpec, NotFound
 from acclimate_service.domain.examples import Split
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import BatchName, JobName, VersionName
@@ -50,7 +51,7 @@ def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str)
     """
     if not (who.strip() and why.strip()):
         raise InvalidSpec("erasing an image needs a name and a reason")
-    shown = database.read(_reported, blobs, content)
+    shown = _reported(database, blobs, content)
     erasure = database.write(_erase, content, shown, who, why)
     for digest in erasure.files:
         blobs.delete(digest)
@@ -76,25 +77,28 @@ def content_of(database: Database, batch_domain: str, id_: str) -> str:
     return content
 
 
-def _reported(tx: Transaction, blobs: Blobs, content: str) -> tuple[str, ...]:
+def _reported(database: Database, blobs: Blobs, content: str) -> tuple[str, ...]:
     """The jobs whose report shows the image, found by its file's digest."""
+    digests, reports = database.read(_reports_about, content)
+    found = []
+    for job, report in reports:  # outside the transaction: files may be far away
+        with contextlib.suppress(BlobNotFound):
+            text = blobs.get(report)
+            if any(digest in text for digest in digests):
+                found.append(job)
+    return tuple(found)
+
+
+def _reports_about(tx: Transaction, content: str) -> tuple[list[bytes], list[tuple[str, str]]]:
+    """The digests of the image's files; the jobs and reports that may show it."""
     examples, jobs = schema.examples, schema.jobs
-    digests = [
-        row.blob.encode()
-        for row in tx.rows(sa.select(examples.c.blob).where(examples.c.content == content))
-    ]
+    files = tx.rows(sa.select(examples.c.blob).where(examples.c.content == content))
     reports = tx.rows(
         sa.select(jobs.c.id, jobs.c.report_json)
         .where(jobs.c.report_json != "")
         .where(sa.or_(jobs.c.source.in_(_holding(content)), jobs.c.target.in_(_holding(content))))
     )
-    found = []
-    for row in reports:
-        if blobs.exists(row.report_json):
-            text = blobs.get(row.report_json)
-            if any(digest in text for digest in digests):
-                found.append(row.id)
-    return tuple(found)
+    return [row.blob.encode() for row in files], [(row.id, row.report_json) for row in reports]
 
 
 def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: str) -> Erasure:

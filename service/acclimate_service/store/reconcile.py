@@ -99,8 +99,10 @@ def _named_by_examples(tx: Transaction, digests: Collection[str]) -> frozenset[s
 
 def _missing(database: Database, blobs: Blobs) -> Iterator[str]:
     """Every digest that a row names as a file, and no file has; in bounded memory."""
-    named = itertools.chain(database.read(_named_by_results), _examples_in_groups(database))
-    return (digest for digest in named if not blobs.exists(digest))
+    named = itertools.chain(
+        _groups(iter(database.read(_named_by_results))), _examples_in_groups(database)
+    )
+    return itertools.chain.from_iterable(map(blobs.absent, named))
 
 
 def _named_by_results(tx: Transaction) -> list[str]:
@@ -110,10 +112,10 @@ def _named_by_results(tx: Transaction) -> list[str]:
     return sorted(row[0] for row in tx.rows(query))
 
 
-def _examples_in_groups(database: Database) -> Iterator[str]:
+def _examples_in_groups(database: Database) -> Iterator[list[str]]:
     last = ""
     while group := database.read(_examples_after, last):
-        yield from group
+        yield group
         last = group[-1]
 
 

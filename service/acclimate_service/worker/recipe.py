@@ -29,7 +29,7 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.job import EventKind, Failure, Job, JobKind, Lease, Phase
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import DomainName
-from acclimate_service.store import Store, open_store
+from acclimate_service.store import Bucket, Store, open_store
 from acclimate_service.tracing import Phases
 from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
@@ -68,7 +68,7 @@ def run_job(
     lease: Lease,
     *,
     store_url: str,
-    blob_root: Path,
+    blob_root: Path | Bucket,
     cache: Cache,
     device: torch.device,
     threads: int,

@@ -14,6 +14,8 @@ from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.images import reserve, stored_images, verify_set
 from acclimate_service.worker.overlap import NearCopy, near_copies
 
+FETCHED = 256  # images brought near between two signs of life
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobImages:
@@ -90,6 +92,10 @@ def images_of(
     ]
     read = store.blobs.get
     verify = verify_images(store, target, space)
+    used = [*gathered.train, *gathered.select, *gathered.verify, *replay, *gathered.kept_select]
+    for start in range(0, len(used), FETCHED):
+        step()
+        store.blobs.fetch(e.blob for e in used[start : start + FETCHED])
     return JobImages(
         stock=prepare(
             stored_images(gathered.train, space, read),

@@ -33,6 +33,7 @@ from acclimate_service import streams
 from acclimate_service.domain.errors import ProviderUnavailable, StoreUnavailable
 from acclimate_service.domain.job import Lease
 from acclimate_service.domain.names import JobName
+from acclimate_service.store import Bucket
 from acclimate_service.worker.turns import Watch, turns_of
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ class Workplace(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What a trainer must know before it has a job: where things are, and on what it runs."""
 
     store_url: str
-    blob_root: Path
+    blob_root: Path | Bucket
     home: Path
     device: str  # "auto", "cpu", "cuda", "cuda:1"
     threads: int

@@ -1,47 +1,78 @@
+"""What every place of blobs promises."""
+
 from __future__ import annotations
 
 import hashlib
-import os
+import itertools
+import random
 import threading
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.objectstore import ObjectStore
+from tests.unit.store.places import BucketPlace, FolderPlace, opened
 
 from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from acclimate_service.store.blobs import CHUNK, Blobs
+from acclimate_service.store.folder import FolderBlobs
+from acclimate_service.store.objects import PART
+
+Place = FolderPlace | BucketPlace
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    if request.param == "folder":
+        folder = FolderPlace(FolderBlobs(tmp_path / "blobs"))
+        yield folder
+        folder.blobs.close()
+        return
+    store: ObjectStore = request.getfixturevalue("object_store")
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    url = store.bucket()
+    bucket = BucketPlace(store, url, tmp_path, opened(url, tmp_path / "one"))
+    yield bucket
+    bucket.blobs.close()
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "blobs")
+def blobs(place: Place) -> Blobs:
+    return place.blobs
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def temporary_files(blobs: Blobs) -> list[Path]:
-    return list((blobs.root / "tmp").iterdir())
-
-
-@pytest.mark.parametrize("content", [b"", b"one", b"long" * CHUNK])
-def test_what_was_put_is_got_under_its_sha256(blobs: Blobs, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * (CHUNK // 100)])
+def test_what_was_put_is_got_under_its_sha256(place: Place, content: bytes) -> None:
+    blobs = place.blobs
     digest = blobs.put(content)
     assert digest == sha256(content)
     assert blobs.get(digest) == content
     assert blobs.size(digest) == len(content)
     assert blobs.exists(digest)
-    assert temporary_files(blobs) == []
+    assert place.unfinished() == []
     blobs.verify(digest)
     with blobs.open(digest) as file:
         assert file.read() == content
 
 
+def test_what_one_put_another_gets(place: Place) -> None:
+    digest = place.blobs.put(b"for everyone")
+    other = place.again()
+    assert other.get(digest) == b"for everyone"
+    other.close()
+
+
 def test_several_are_put_at_once_in_their_order_and_the_same_one_once(blobs: Blobs) -> None:
-    contents = [b"one", b"two", b"one"]
+    contents = [b"one", b"two", b"one", b"three", *(b"%d" % n for n in range(100))]
     assert blobs.put_many(contents) == [sha256(content) for content in contents]
-    assert len(list(blobs.digests())) == 2
+    assert list(blobs.digests()) == sorted({sha256(content) for content in contents})
     assert blobs.put_many([]) == []
 
 
@@ -64,16 +95,29 @@ def test_a_written_blob_appears_when_its_block_ends_and_not_before(blobs: Blobs)
     assert blobs.get(writer.digest) == b"one two"
 
 
-def test_a_written_blob_whose_block_fails_never_was(blobs: Blobs) -> None:
+def test_a_blob_of_several_parts_is_whole(blobs: Blobs) -> None:
+    content = random.Random(1).randbytes(2 * PART + 17)
+    with blobs.writer() as writer:
+        for start in range(0, len(content), CHUNK):
+            writer.write(content[start : start + CHUNK])
+    assert writer.digest == sha256(content)
+    assert blobs.get(writer.digest) == content
+    with blobs.open(writer.digest) as file:
+        assert sha256(file.read()) == writer.digest
+    assert blobs.put(content) == writer.digest
+    blobs.verify(writer.digest)
+
+
+def test_a_written_blob_whose_block_fails_never_was(place: Place) -> None:
     def half() -> None:
-        with blobs.writer() as writer:
+        with place.blobs.writer() as writer:
             writer.write(b"half")
             raise ConnectionResetError  # an OSError of the block's own, and passed on as such
 
     with pytest.raises(ConnectionResetError):
         half()
-    assert list(blobs.digests()) == []
-    assert temporary_files(blobs) == []
+    assert list(place.blobs.digests()) == []
+    assert place.unfinished() == []
 
 
 @pytest.mark.parametrize(
@@ -85,16 +129,16 @@ def test_a_written_blob_whose_block_fails_never_was(blobs: Blobs) -> None:
         lambda _: b"",
     ],
 )
-def test_bytes_that_changed_on_disk_are_found_and_healed_by_the_true_ones(
-    blobs: Blobs, damage: object
+def test_bytes_that_changed_in_their_place_are_found_and_healed_by_the_true_ones(
+    place: Place, damage: Callable[[bytes], bytes]
 ) -> None:
-    digest = blobs.put(b"the truth")
-    blobs.path(digest).write_bytes(damage(b"the truth"))  # type: ignore[operator]
-    for read in (blobs.get, blobs.verify):
+    digest = place.blobs.put(b"the truth")
+    place.spoil(digest, damage(b"the truth"))
+    for read in (place.blobs.get, place.blobs.verify, place.blobs.open):
         with pytest.raises(BlobCorrupt):
             read(digest)
-    assert blobs.put(b"the truth") == digest
-    assert blobs.get(digest) == b"the truth"
+    assert place.blobs.put(b"the truth") == digest
+    assert place.blobs.get(digest) == b"the truth"
 
 
 @pytest.mark.parametrize(
@@ -106,69 +150,100 @@ def test_what_is_no_digest_or_not_there_is_not_found(blobs: Blobs, digest: str) 
             use(digest)
 
 
+def test_those_that_are_not_there_are_told_from_those_that_are(blobs: Blobs) -> None:
+    digests = sorted(blobs.put_many([b"%d" % n for n in range(20)]))
+    for digest in digests[::3]:
+        blobs.delete(digest)
+    assert blobs.absent(digests) == digests[::3]
+    assert blobs.absent(digests[1:2]) == []
+    assert blobs.absent(digests[:1]) == digests[:1]
+    assert blobs.absent([]) == []
+    assert [digest for digest in digests if not blobs.exists(digest)] == digests[::3]
+
+
+def test_what_is_fetched_is_read_as_before_and_what_is_missing_is_told_to_its_reader(
+    blobs: Blobs,
+) -> None:
+    digests = blobs.put_many([b"%d" % n for n in range(20)])
+    blobs.delete(digests[7])
+    blobs.fetch(digests)
+    assert [blobs.get(digest) for digest in digests[:7]] == [b"%d" % n for n in range(7)]
+    with pytest.raises(BlobNotFound):
+        blobs.get(digests[7])
+
+
 def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(blobs: Blobs) -> None:
     digest = blobs.put(b"one")
-    blobs.delete(digest)
-    blobs.delete(digest)
-    assert not blobs.exists(digest)
-
-
-def test_only_a_blob_that_nobody_stored_since_is_deleted_for_its_age(blobs: Blobs) -> None:
-    digest = blobs.put(b"one")
-    os.utime(blobs.path(digest), (1000, 1000))
-    assert blobs.delete_older(digest, 999) is None
-    blobs.put(b"one")
-    assert blobs.delete_older(digest, 1000) is None
-    os.utime(blobs.path(digest), (1000, 1000))
-    assert blobs.delete_older(digest, 1000) == 3
-    assert blobs.delete_older(digest, 1000) is None
-
-
-def test_a_blob_that_is_stored_while_it_is_collected_is_there_afterwards(
-    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The collector has looked, and found it old, when a writer stores it again."""
-    digest = blobs.put(b"one")
-    os.utime(blobs.path(digest), (1000, 1000))
-    looked = threading.Event()
-    unlink = Path.unlink
-
-    def slow_unlink(path: Path, missing_ok: bool = False) -> None:
-        if path == blobs.path(digest):
-            looked.set()
-            time.sleep(0.3)
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", slow_unlink)
-    collector = threading.Thread(target=blobs.delete_older, args=(digest, 2000))
-    collector.start()
-    assert looked.wait(10)
-    blobs.put(b"one")
-    collector.join()
     assert blobs.get(digest) == b"one"
+    assert blobs.delete(digest)
+    assert not blobs.delete(digest)
+    assert not blobs.exists(digest)
+    with pytest.raises(BlobNotFound):
+        blobs.get(digest)
 
 
-def test_strangers_in_the_folder_are_passed_over(blobs: Blobs) -> None:
-    digest = blobs.put(b"one")
-    (blobs.root / "sha256" / "README").write_text("hello")
-    (blobs.path(digest).parent / "notes.txt").write_text("hello")
-    assert list(blobs.digests()) == [digest]
+def test_only_a_blob_that_nobody_stored_since_is_deleted_for_its_age(place: Place) -> None:
+    digest = place.blobs.put(b"one")
+    first = place.stored_at(digest)
+    assert place.blobs.delete_older(digest, first - 1) is None
+    place.grow_older()
+    place.blobs.put(b"one")
+    assert place.blobs.delete_older(digest, first) is None
+    assert place.blobs.delete_older(digest, place.stored_at(digest)) == 3
+    assert place.blobs.delete_older(digest, float("inf")) is None
 
 
-def test_many_threads_store_the_same_content_without_harm(blobs: Blobs) -> None:
-    contents = [f"content {number % 5}".encode() for number in range(40)]
-    threads = [threading.Thread(target=blobs.put, args=(content,)) for content in contents]
+def test_nothing_is_deleted_while_somebody_holds_all(place: Place) -> None:
+    digest = place.blobs.put(b"one")
+    other = place.again()
+    with place.blobs.held(), other.held():
+        assert place.blobs.delete_older(digest, float("inf")) is None
+        with pytest.raises(StoreUnavailable, match="backup"):
+            other.delete(digest)
+        assert place.blobs.put(b"two") == sha256(b"two")  # storing goes on
+    assert other.delete(digest)
+    other.close()
+
+
+def test_strangers_are_passed_over(place: Place) -> None:
+    digest = place.blobs.put(b"one")
+    place.add_stranger("sha256/README")
+    place.add_stranger(f"sha256/{digest[:2]}/notes.txt")
+    assert list(place.blobs.digests()) == [digest]
+
+
+def test_many_threads_store_the_same_content_without_harm(place: Place) -> None:
+    contents = [b"content %d" % (i % 5) for i in range(40)]
+    threads = [threading.Thread(target=place.blobs.put, args=(content,)) for content in contents]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(list(blobs.digests())) == 5
-    for digest in blobs.digests():
-        blobs.verify(digest)
-    assert temporary_files(blobs) == []
+    assert len(list(place.blobs.digests())) == 5
+    for digest in place.blobs.digests():
+        place.blobs.verify(digest)
+    assert place.unfinished() == []
 
 
-def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable):
-        Blobs(tmp_path / "file" / "blobs")
+def test_a_blob_that_is_stored_while_it_is_collected_is_there_afterwards(place: Place) -> None:
+    """However the two fall: who stores it last has it, since it is young then."""
+    other = place.again()
+    ended = threading.Event()
+
+    def collect() -> None:
+        while not ended.is_set():
+            other.delete_older(digest, first)
+
+    digest = place.blobs.put(b"one")
+    first = place.stored_at(digest)
+    place.grow_older()
+    collector = threading.Thread(target=collect)
+    collector.start()
+    try:
+        for _ in itertools.repeat(None, 30):
+            place.blobs.put(b"one")
+            assert place.blobs.exists(digest)
+    finally:
+        ended.set()
+        collector.join()
+        other.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from acclimate.cli.processes import DatabaseUrl, Home, become
+from acclimate.cli.processes import BlobsAt, DatabaseUrl, Home, become
 
 
 def doctor(
     home: Home = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON, for machines."),
 ) -> None:
     """Look for what would keep the service from working here; exit code 1 if anything would.
@@ -18,4 +19,5 @@ def doctor(
 
     Example: acclimate doctor --home /var/lib/acclimate
     """
-    become("doctor", *(["--json"] if as_json else []), home=home, database_url=database_url)
+    words = ["--json"] if as_json else []
+    become("doctor", *words, home=home, database_url=database_url, blobs=blobs)

@@ -23,6 +23,14 @@ Home = Annotated[
 DatabaseUrl = Annotated[
     str | None, typer.Option(help="An SQLAlchemy URL; unset: SQLite in the home folder.")
 ]
+BlobsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--blobs",
+        help="Where files are kept: a folder, or s3://BUCKET/PREFIX; unset: ACCLIMATE_BLOBS or "
+        "a folder in the home folder.",
+    ),
+]
 
 
 Insecure = Annotated[
@@ -68,6 +76,7 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Predictions at once.")] = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
     insecure: Insecure = False,
 ) -> None:
     """Run the serving process: gRPC, predictions, uploads. It never loads torch.
@@ -87,6 +96,7 @@ def serve(
         provider=provider,
         threads=threads,
         database_url=database_url,
+        blobs=blobs,
         insecure=insecure or None,
     )
 
@@ -98,6 +108,7 @@ def work(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the training on a CPU.")] = None,
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
 ) -> None:
     """Run a worker: it claims jobs one by one and works on them.
 
@@ -106,4 +117,6 @@ def work(
     Example: acclimate work --home /var/lib/acclimate --device cuda:0
     """
     require_both(extra="train,cpu", what="`acclimate work`")
-    become("work", home=home, device=device, threads=threads, database_url=database_url)
+    become(
+        "work", home=home, device=device, threads=threads, database_url=database_url, blobs=blobs
+    )

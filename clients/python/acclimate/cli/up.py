@@ -14,6 +14,7 @@ from acclimate.cli.options import AsJson
 from acclimate.cli.output import console, print_json
 from acclimate.cli.processes import (
     PORT_FILE,
+    BlobsAt,
     DatabaseUrl,
     Insecure,
     environment,
@@ -56,6 +57,7 @@ def up(
         typer.Option(envvar="ACCLIMATE_PROVIDER", help="Where to predict: cpu, cuda, tensorrt."),
     ] = "cpu",
     database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +82,7 @@ def up(
         device=device,
         provider=provider,
         database_url=database_url,
+        blobs=blobs,
         insecure=insecure or None,
     )
     # The server writes it once it is ready. Its health would say as much, but not to us
