@@ -28,7 +28,6 @@ class Settings(pydantic_settings.BaseSettings):
     home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, caches
     # Empty: SQLite in `home`. Kept out of every repr: it may hold a password.
     database_url: str = pydantic.Field(default="", repr=False)
-
     # Where the files are: a folder, or s3://BUCKET/PREFIX (gs://, az://) with the extra
     # `bucket`, whose endpoint and keys are the environment's own. Empty: a folder in `home`.
     blobs: str = ""

@@ -410,6 +410,7 @@ def test_a_file_that_cannot_be_weights_is_refused_before_the_rest_is_sent(
     failed: Any = refused.value
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert why in failed.details()
+    assert isinstance(service.store.blobs, FolderBlobs)
     assert not list(service.store.blobs.root.joinpath("tmp").iterdir())
 
 

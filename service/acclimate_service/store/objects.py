@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import obstore
 import obstore.exceptions
 import obstore.store
+
 from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
 
 if TYPE_CHECKING:
