@@ -133,6 +133,9 @@ def folder(home: Path) -> Iterator[Finding]:
     yield Finding(
         what=what, level=Level.GOOD, told=f"writable; a sync takes {seconds * 1e3:.1f} ms"
     )
+    if home.exists() and home.stat().st_mode & 0o007:
+        told = "other accounts of this machine may read it, images and models"
+        yield Finding(what="privacy", level=Level.WARNING, told=told, advice=f"chmod o-rwx {home}")
     kind = file_system(place)
     if kind in NETWORK_FILE_SYSTEMS:
         advice = "keep the database elsewhere: PostgreSQL, or a home folder on a local disk"

@@ -182,6 +182,13 @@ def test_whoever_shows_no_good_token_is_let_in_nowhere(house: House, shown: str)
     assert contents(house.store) == before
 
 
+def test_nobody_is_told_a_name_without_a_token(house: House) -> None:
+    for method in METHODS:
+        if RIGHTS[method.name].open:
+            _, said = outcome(house.service.channel, method, b"", None)
+            assert MINE.encode() not in said, method.name
+
+
 @pytest.mark.parametrize("role", sorted(set(AccessRole) - {AccessRole.ADMIN}))
 def test_a_role_that_a_method_does_not_name_is_refused(house: House, role: AccessRole) -> None:
     token = house.token(role)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
@@ -11,15 +13,66 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import prometheus_client
+import structlog
 
 from acclimate_service.domain.errors import Unauthenticated
 from acclimate_service.rpc.keyring import Keyring
 
+CONNECTIONS = 32  # at once
+LONGEST_SECONDS = 30.0  # of one
 _SECONDS = 5.0  # in which a client must have said what it wants
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = CONNECTIONS  # before a client's system tries again, a second later
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._free = threading.Semaphore(CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # A crowd at this port must not take the server's threads and memory.
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Not a traceback for everyone who connects and says nothing.
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            structlog.get_logger(__name__).error("metrics not told", exc_info=error)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with _ended_in_time(request):
+            super().finish_request(request, client_address)
+
+
+@contextlib.contextmanager
+def _ended_in_time(connection: socket.socket) -> Iterator[None]:
+    """Break *connection* off when it lasts too long, however busily its client sends.
+
+    Its own time limit is for each read.
+    """
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own would wait
+
+    timer = threading.Timer(LONGEST_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Handler(WSGIRequestHandler):
@@ -36,10 +89,13 @@ class _TLSServer(_Server):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         request.settimeout(_SECONDS)
+        context = type(self).renew()
         with (
             contextlib.suppress(OSError),
-            type(self).renew().wrap_socket(request, server_side=True) as wrapped,
+            context.wrap_socket(request, True, do_handshake_on_connect=False) as wrapped,
+            _ended_in_time(wrapped),
         ):
+            wrapped.do_handshake()
             super().finish_request(wrapped, client_address)
 
 
@@ -58,7 +114,8 @@ def exposed(
         registry: What is told.
         host: The address to listen on.
         port: 0 for any free one.
-        keyring: Who may ask (a good token of any role); None: everyone.
+        keyring: Who may ask (a good token of any role, without limits: the metrics name every
+            model); None: everyone.
         tls: Makes the context of each connection; None: plain text.
     """
     metrics = prometheus_client.make_wsgi_app(registry)
@@ -66,10 +123,13 @@ def exposed(
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if keyring is not None:
             try:
-                keyring.token(environ.get("HTTP_AUTHORIZATION"), {})
+                who = keyring.token(environ.get("HTTP_AUTHORIZATION"), {}).principal
             except Unauthenticated as error:
                 start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer")])
                 return [f"{error}\n".encode()]
+            if not who.unlimited:
+                start_response("403 Forbidden", [])
+                return [b"the metrics tell of every model; ask with a token without limits\n"]
         answer: Iterable[bytes] = metrics(environ, start_response)
         return answer
 

@@ -10,7 +10,7 @@ loaded, warmed version answers for its alias "production".
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -23,11 +23,18 @@ SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+class _Servicer(aio.HealthServicer):
+    """What is asked by name is answered; nobody without a token is given the names of models."""
+
+    async def List(self, request: object, context: object) -> NoReturn:
+        raise NotImplementedError
+
+
 class Health:
     """The states, and the servicer that tells them (``grpc.health.v1``)."""
 
     def __init__(self, *, storing: Iterable[str], predicting: Iterable[str]) -> None:
-        self.servicer = aio.HealthServicer()
+        self.servicer = _Servicer()
         self._storing = ("", *storing)
         self._predicting = tuple(predicting)
         self._stored: bool | None = None

@@ -211,9 +211,10 @@ def _prepared(engine: sa.Engine) -> Iterator[None]:
     assert engine.url.database is not None
     path = Path(engine.url.database)
     with translated_os_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(path.name + ".open"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        path.touch()  # which is all that a new, empty database is
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        lock = os.open(path.with_name(path.name + ".open"), how, 0o600)
+        path.touch(0o600)  # which is all that a new, empty database is; its log has its rights
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _switch_to_wal(engine)

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -270,9 +271,11 @@ def save(database: Database, blobs: Blobs, path: Path) -> Backup:
     """
     if path.exists():
         raise AlreadyExists(str(path))
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with translated_os_errors(), part.open("wb") as file:
+        # For this account alone, as what is in it.
+        with translated_os_errors(), part.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
             told = write(database, blobs, file)
             file.flush()
             os.fsync(file.fileno())

@@ -42,7 +42,10 @@ class FolderBlobs(Blobs):
         self._files = root / "sha256"
         self._temporary = root / "tmp"
         with translated_os_errors():
-            self._files.mkdir(parents=True, exist_ok=True)
+            # What we make is for this account alone; what is there keeps its rights.
+            for folder in (root.parent, root):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._files.mkdir(exist_ok=True)
             self._temporary.mkdir(exist_ok=True)
             (root / "lock").touch()
             (root / "held").touch()

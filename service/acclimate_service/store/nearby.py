@@ -80,7 +80,7 @@ class Nearby:
         path = self._path(hashlib.sha256(content).hexdigest())
         temporary = path.with_name(f"{secrets.token_hex(16)}.part")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 temporary.write_bytes(content)
                 temporary.replace(path)

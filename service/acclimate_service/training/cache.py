@@ -148,7 +148,8 @@ class Shelf:
     def _folder(self) -> Path:
         assert self._cache.folder is not None
         folder = self._cache.folder / self.key
-        folder.mkdir(parents=True, exist_ok=True)
+        self._cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         return folder
 
     def _part(self) -> str:

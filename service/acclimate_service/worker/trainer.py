@@ -208,13 +208,18 @@ def _device_lock(home: Path | None, device: str) -> Iterator[None]:
     """Hold a device: the CPU against other workers of one *home*, a GPU against the machine's."""
     folder = home or Path(tempfile.gettempdir())
     path = folder / f"acclimate-{device.replace(':', '-')}.lock"
-    with path.open("a") as file:
+    # Only read: it may be another account's. And never through a link: whoever may write to
+    # the machine's temporary folder must not choose which file is opened.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("waiting for the device, which another worker has", device=device)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _die_with(parent: int) -> None:

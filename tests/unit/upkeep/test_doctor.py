@@ -38,6 +38,14 @@ def test_a_folder_is_examined_without_being_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
+    for mode, warned in ((0o755, True), (0o750, False)):
+        tmp_path.chmod(mode)
+        found = [f for f in doctor.folder(tmp_path) if f.what == "privacy"]
+        assert [f.level for f in found] == [Level.WARNING] * warned
+    tmp_path.chmod(0o700)
+
+
 def test_a_folder_that_refuses_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_descriptor: int) -> None:
         raise OSError(5, "Input/output error")

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acclimate_service.domain.job import Lease
 from acclimate_service.domain.names import JobName
+from acclimate_service.worker import trainer
 from acclimate_service.worker.loop import Loop
 from acclimate_service.worker.turns import WINDOW_SECONDS, Turns, Watch, turns_of
 
@@ -94,6 +96,18 @@ def test_a_trainer_steps_back_as_far_as_it_is_told(priority: str, policy: int, n
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert [int(word) for word in ran.stdout.split()[-2:]] == [policy, nice]
+
+
+def test_a_gpus_lock_is_never_reached_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.tempfile, "gettempdir", lambda: str(tmp_path))  # type: ignore[attr-defined]
+    with trainer._device_lock(None, "cuda:0"):
+        assert (tmp_path / "acclimate-cuda-0.lock").is_file()
+    (tmp_path / "acclimate-cuda-1.lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match="symbolic link"), trainer._device_lock(None, "cuda:1"):
+        pass
+    assert not (tmp_path / "theirs").exists()
 
 
 class Puppet:

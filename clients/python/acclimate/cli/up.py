@@ -73,7 +73,7 @@ def up(
     port = port or free_port(host)
     if is_taken(host, port):
         raise usage(f"something listens on {host}:{port} already; choose another --port")
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = f"{host}:{port}"
     env = environment(
         home=home.absolute(),
