@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -340,6 +341,32 @@ def test_a_certificate_is_renewed_without_a_restart(authority: Authority, house:
     first = serial()
     authority.issue("house")
     assert serial() != first
+
+
+def test_no_port_speaks_an_old_version_or_a_weak_cipher(authority: Authority, house: House) -> None:
+    assert isinstance(house.metrics_port, int)
+    for port in (int(house.target.rpartition(":")[2]), house.metrics_port):
+        for newest, ciphers, spoken in (
+            (ssl.TLSVersion.TLSv1_1, "ALL", False),
+            (ssl.TLSVersion.TLSv1_2, "ECDHE+AES128+SHA256:ECDHE+AES256+SHA384:!AESGCM", False),
+            (ssl.TLSVersion.TLSv1_2, "AES256-GCM-SHA384", False),  # no forward secrecy
+            (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM", True),
+            (ssl.TLSVersion.TLSv1_3, "ECDHE+AESGCM", True),
+        ):
+            context = ssl.create_default_context(cafile=str(authority.pem))
+            context.set_alpn_protocols(["h2"])
+            context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of the old versions
+                context.minimum_version = ssl.TLSVersion.TLSv1
+                context.maximum_version = newest
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+                try:
+                    context.wrap_socket(raw, server_hostname="localhost").close()
+                    answered = True
+                except OSError:
+                    answered = False
+            assert answered is spoken, (port, newest, ciphers)
 
 
 def test_who_sends_too_much_is_told_when_to_go_on_and_keeps_nobody_else_from_an_answer(
