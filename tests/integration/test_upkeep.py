@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.contract.builders import SOURCE, furnish, make_version
+from tests.objectstore import ObjectStore
 
 from acclimate_service import imaging
 from acclimate_service.domain.examples import EMPTY_CHAIN, Role, chain_digest
-from acclimate_service.store import Received, Store, open_store
+from acclimate_service.store import Bucket, Received, Store, open_store
 
 
 def encoded(shade: int, kind: str = "PNG") -> bytes:
@@ -81,6 +82,42 @@ def test_a_backup_is_restored_into_another_home(home: Path, tmp_path: Path) -> N
     new = store_at(tmp_path / "new")
     assert new.reconcile().missing == ()
     new.close()
+
+
+def test_a_store_moves_from_a_folder_to_a_bucket_and_back(
+    home: Path, tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    url, far = object_store.bucket(), tmp_path / "far"
+    here = store_at(home)
+    saved = here.save(tmp_path / "first.tar")
+    here.close()
+    restored = told("restore", str(tmp_path / "first.tar"), "--blobs", url, home=far)
+    assert restored == saved.model_dump(mode="json")
+    assert not (far / "blobs").exists()
+
+    place = Bucket(url=url, cache=far / "blob-cache", cache_bytes=2**20)
+    there = open_store(f"sqlite:///{far / 'acclimate.db'}", place)
+    again = there.save(tmp_path / "second.tar")
+    there.close()
+    assert (again.tables, again.blobs, again.missing) == (saved.tables, saved.blobs, ())
+    back = store_at(tmp_path / "back")
+    assert back.restore(tmp_path / "second.tar") == again
+    assert back.reconcile().missing == ()
+    back.close()
+
+
+def test_a_bucket_that_is_not_there_is_refused_in_one_line(
+    home: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    done = run("tidy", "--blobs", "s3://nobody-made-this/here", home=home)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("acclimate: INVALID_SPEC: ")
+    assert "make the bucket" in line
 
 
 def test_a_restore_over_a_store_in_use_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.objectstore import ObjectStore
 
 from acclimate_service import doctor
 from acclimate_service.doctor import Finding, Level
@@ -72,6 +73,33 @@ def test_rows_whose_blob_folder_is_gone_are_bad(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'acclimate.db'}"
     open_store(url, tmp_path / "blobs").close()
     assert of(list(doctor.store(url, tmp_path / "lost")), "blobs").level is Level.BAD
+
+
+def test_a_bucket_is_told_to_be_good_or_what_to_do_about_it(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    (found,) = doctor.bucket(object_store.bucket())
+    assert (found.level, found.advice) == (Level.GOOD, "")
+    assert "written, read, listed and deleted" in found.told
+    (found,) = doctor.bucket("s3://nobody-made-this/here")
+    assert found.level is Level.BAD
+    assert "NoSuchBucket" in found.told
+    assert found.advice.startswith("make the bucket")
+
+
+def test_a_bucket_without_its_library_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    (found,) = doctor.bucket("s3://bucket/prefix")
+    assert (found.level, found.told) == (Level.BAD, "missing: obstore")
+    assert "acclimate[bucket]" in found.advice
+
+
+def test_where_blobs_are_in_a_bucket_no_folder_is_missed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'acclimate.db'}"
+    open_store(url, tmp_path / "blobs").close()
+    assert [finding.what for finding in doctor.store(url, None)] == ["store", "clock"]
 
 
 def test_what_crashes_or_hangs_is_told_and_does_not_take_the_doctor_along() -> None:
