@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate_service.domain.errors import ExportMismatch, UnsupportedArchitecture
+from acclimate_service.training.folding import unfold
 from acclimate_service.training.network import Network
 
 _log = logging.getLogger(__name__)
@@ -214,8 +215,10 @@ class _Served(nn.Module):
 
 
 def _at_rest(network: Network) -> Network:
-    """A copy on the CPU in eval mode."""
-    return copy.deepcopy(network).cpu().eval()
+    """A copy on the CPU in eval mode, whose graph has the library's own tensors."""
+    resting = copy.deepcopy(network).cpu().eval()
+    unfold(resting)
+    return resting
 
 
 def _graph_facts(network: Network) -> dict[str, str]:

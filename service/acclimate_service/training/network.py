@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from acclimate_service.domain.errors import InvalidSpec, UnsupportedArchitecture
 from acclimate_service.domain.model import Architecture, Preprocessing
 from acclimate_service.training import families
+from acclimate_service.training.folding import fold
 
 
 class Stage(nn.Module):
@@ -266,11 +267,16 @@ def _build(architecture: Architecture, *, labels: int, size: int | None) -> Netw
         raise _uncuttable(network, "its last layer has no bias")
     # Some libraries begin with a head of zeros, before which every cut looks right.
     network.replace_head(labels)
-    _check_cut(network)
+    size = network.preprocessing.size
+    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    _check_cut(network, probe)
+    fold(network, probe)
+    network.train()
     return network
 
 
-def _check_cut(network: Network) -> None:
+def _check_cut(network: Network, probe: Tensor) -> None:
     """See that the stages cover the model, run it in order, and compute what it computes.
 
     Raises:
@@ -279,9 +285,6 @@ def _check_cut(network: Network) -> None:
     owned = [id(t) for part in (*network.stages, network.head) for t in _tensors(part)]
     if sorted(owned) != sorted(id(tensor) for tensor in _tensors(network.model)):
         raise _uncuttable(network, "its stages would not cover every tensor exactly once")
-    size = network.preprocessing.size
-    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    network.eval()
     parts = {id(m) for part in (*network.stages, network.head) for m in part.modules()}
     layers = [
         layer
@@ -290,7 +293,6 @@ def _check_cut(network: Network) -> None:
     ]
     expected, model_order = _run(network.model, probe, layers)
     found, stage_order = _run(network, probe, layers)
-    network.train()
     if model_order != stage_order:
         raise _uncuttable(network, "its stages would run its layers in another order")
     # Relative to the largest logit, since random weights give logits of any scale.

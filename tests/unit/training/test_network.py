@@ -288,21 +288,21 @@ def test_a_cut_in_the_wrong_order_is_noticed() -> None:
     network = small()
     network.stages[1].steps = nn.ModuleList(reversed(network.stages[1].steps))
     with pytest.raises(UnsupportedArchitecture, match="another order"):
-        network_module._check_cut(network)
+        network_module._check_cut(network.eval(), images_for(network, 1))
 
 
 def test_a_cut_that_loses_a_function_between_the_layers_is_noticed() -> None:
     network = small()
     network.stages[0].steps = network.stages[0].steps[:2]  # without relu and pooling
     with pytest.raises(UnsupportedArchitecture, match="do not equal the model"):
-        network_module._check_cut(network)
+        network_module._check_cut(network.eval(), images_for(network, 1))
 
 
 def test_a_cut_that_leaves_a_module_out_is_noticed() -> None:
     network = small()
     network.stages = (*network.stages[:-2], Stage("block3", [nn.Identity()]), network.stages[-1])
     with pytest.raises(UnsupportedArchitecture, match="exactly once"):
-        network_module._check_cut(network)
+        network_module._check_cut(network.eval(), images_for(network, 1))
 
 
 def test_preprocessing_is_the_librarys_own_but_for_the_size() -> None:
