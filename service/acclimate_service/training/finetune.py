@@ -349,7 +349,7 @@ class _Tuning:
 
     def _optimiser(self, *, damping: float) -> Optimiser:
         self.stability = Stability()
-        return Optimiser(self.network, self.strategy, damping=damping, fused=self.run.on_cuda)
+        return Optimiser(self.network, self.strategy, damping=damping)
 
     def _unfreeze(self, epoch: int) -> None:
         """Let the strategy's stages move; with gradual unfreezing, as many as are due."""

@@ -46,9 +46,7 @@ def rate_factor(progress: float, strategy: Strategy) -> float:
 class Optimiser:
     """Moves the trained stages and the head of one network."""
 
-    def __init__(
-        self, network: Network, strategy: Strategy, *, damping: float = 1.0, fused: bool = False
-    ) -> None:
+    def __init__(self, network: Network, strategy: Strategy, *, damping: float = 1.0) -> None:
         self.strategy = strategy
         self.damping = damping
         head = len(network.stages)
@@ -68,7 +66,7 @@ class Optimiser:
                         {"params": parameters, "full": rate, "lr": rate, "weight_decay": decay}
                     )
         self.parameters: list[Tensor] = [p for g in groups for p in g["params"]]  # type: ignore[attr-defined]
-        self._adam = torch.optim.AdamW(groups, fused=fused)
+        self._adam = torch.optim.AdamW(groups, fused=True)
         self._anchors = [p.detach().clone() for p in self.parameters] if strategy.l2sp else []
         self._average = [p.detach().clone() for p in self.parameters] if strategy.ema else []
         self._kept: list[Tensor] = []

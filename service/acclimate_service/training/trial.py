@@ -14,7 +14,9 @@ from acclimate_service.training.diagnosis import Failure, Finding
 from acclimate_service.training.interpolate import Blend, Tolerance, gain, merit
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
 
-GOOD_ENOUGH = 0.99  # select accuracy from which more stages cannot show that they help
+GOOD_ENOUGH = 0.95  # select accuracy below which stages are tried, however few images there are
+FULL = 0.99  # select accuracy that leaves too little to gain, however many images there are
+BY_CHANCE = 0.05  # a difference that chance alone makes more often than this tells nothing
 CLOSE = 0.005  # of accuracy: not worth moving more stages
 GIVEN_UP = 0.02  # of target accuracy: what blending back may cost before it is worth a trial
 
@@ -65,9 +67,23 @@ def next_strategy(
         return None
     last = trials[-1]
     if len(trials) == 1:
-        enough = last.target_accuracy is not None and last.target_accuracy >= GOOD_ENOUGH
-        return None if enough else (STRATEGIES["tail"], "the head alone leaves images to gain")
+        if _leaves_nothing_to_tell(last):
+            return None
+        return STRATEGIES["tail"], "the head alone leaves images to gain"
     return _answer(last, replay=replay) if len(trials) == 2 else None
+
+
+def _leaves_nothing_to_tell(head: Trial) -> bool:
+    """Whether no tail, however good, could be told from this head on the select images.
+
+    One that mends all of its m mistakes and makes none is as likely as 0.5^m to be no
+    better (the sign test): up to four mistakes tell nothing.
+    """
+    change, accuracy = head.blend.chosen.target, head.target_accuracy
+    if change is None or accuracy is None or accuracy < GOOD_ENOUGH:
+        return False
+    mistakes = round((1 - accuracy) * change.images)
+    return accuracy >= FULL or 0.5**mistakes > BY_CHANCE
 
 
 def _answer(tail: Trial, *, replay: bool) -> tuple[Strategy, str] | None:
