@@ -65,6 +65,15 @@ class Process:
         assert self.child is not None
         return self.child.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.child is not None and self.child.poll() is None
+
+    def finds(self, **environment: str) -> None:
+        """From its next start on, it finds this in its environment too."""
+        self._environment |= environment
+
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; the exit status."""
         assert self.child is not None

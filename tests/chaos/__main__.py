@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ ADD = "keep the rows here too, and print them added to those that are there from
 
 def main() -> int:
     """Run what is asked for, and print each row as it comes, then the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
     arguments = _arguments()
     unknown = sorted(set(arguments.names) - set(SCENARIOS))
     if unknown:

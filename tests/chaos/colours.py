@@ -70,7 +70,10 @@ class Answers:
 
 
 class Clients:
-    """Threads that ask one after another, until the block ends. Several share a connection."""
+    """Threads that ask one after another, until the block ends. Several share a connection.
+
+    Between two requests each rests for *rest* seconds.
+    """
 
     def __init__(
         self,
@@ -80,10 +83,12 @@ class Clients:
         threads: int,
         images: Sequence[bytes] = (IMAGE,),
         until_refused: bool = False,
+        rest: float = 0.0,
     ) -> None:
         self._answers = answers
         self._request = ask(f"models/{MODEL}", *images, logits=True)
         self._until_refused = until_refused
+        self._rest = rest
         self._stop = threading.Event()
         # Without the transparent retry: what the server refuses is to be seen.
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -98,7 +103,7 @@ class Clients:
     def _ask(self, channel: grpc.Channel) -> None:
         predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict
         answers = self._answers
-        while not self._stop.is_set():
+        while not self._stop.wait(self._rest):
             began = time.monotonic()
             try:
                 answer = predict(self._request, timeout=60)

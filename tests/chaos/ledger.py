@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from tests.chaos.row import Tally
 from tests.chaos.world import World, whole
 
+from acclimate import AcclimateError
 from acclimate_service.domain.errors import ServiceError
 from acclimate_service.domain.examples import LabeledBatch, Split
 from acclimate_service.domain.job import EventKind, Job, JobState
@@ -22,7 +23,8 @@ class Ledger:
 
     ``uploads``: by request_id, the images answered as taken, by index; ``committed``: the
     request_ids whose batch was acknowledged as whole; ``broken_off``: those whose client never
-    committed; ``jobs``: names by request_id; ``cancelled``: jobs whose cancellation was granted.
+    committed; ``jobs``: names by request_id; ``cancelled``: jobs whose cancellation was granted;
+    ``refusals``: how often clients gave up, by the reason that they were told.
     """
 
     uploads: dict[str, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
@@ -30,6 +32,7 @@ class Ledger:
     broken_off: set[str] = field(default_factory=set)
     jobs: dict[str, str] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
+    refusals: Counter[str] = field(default_factory=Counter)
     doubled: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -37,6 +40,12 @@ class Ledger:
         """A job was acknowledged, for the first time or again."""
         with self.lock:
             self.doubled += self.jobs.setdefault(request_id, name) != name
+
+    def refused(self, error: Exception) -> None:
+        """A client gave up."""
+        if isinstance(error, AcclimateError):
+            with self.lock:
+                self.refusals[error.reason] += 1
 
     @property
     def examples(self) -> int:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tests.chaos.clocks import clock
 from tests.chaos.crowd import crowd
+from tests.chaos.disk import disk
 from tests.chaos.kills import kills
+from tests.chaos.outages import PARTS, store
 from tests.chaos.row import Row
 from tests.chaos.soak import soak
 from tests.chaos.swaps import artifacts, swaps, terms
+from tests.chaos.syncs import fsync
 from tests.chaos.workers import FAULTS, workers
 from tests.chaos.world import ENGINES
 
@@ -85,6 +89,32 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=soak,
         full={"seconds": 1800.0},
         quick={"seconds": 120.0},
+    ),
+    "disk": Scenario(
+        about="a disk that fills under traffic and is given room again",
+        run=disk,
+        full={"times": 20},
+        quick={"times": 5},
+    ),
+    "fsync": Scenario(
+        about="syncs of files, folders and the database that fail, and power cuts meanwhile",
+        run=fsync,
+        full={"times": 300},
+        quick={"times": 60},
+    ),
+    "store": Scenario(
+        about="a store that is locked for 75 s, or goes and comes back",
+        run=store,
+        full={"times": 10},
+        quick={"times": 2},
+        parts=PARTS,
+    ),
+    "clock": Scenario(
+        about="wall clocks that are hours apart, and jump",
+        run=clock,
+        full={"times": 20},
+        quick={"times": 4},
+        parts=ENGINES,
     ),
     "workers": Scenario(
         about="trainers that hang, die or wake too late; jobs cancelled in every phase",

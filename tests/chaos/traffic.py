@@ -14,7 +14,7 @@ from acclimate import AcclimateError, Client, Example, JobState
 from acclimate.resources import Acknowledgement
 
 IMAGES = 12  # of an upload
-WAITING = 3  # jobs that wait at most: a kill costs each of them seconds
+WAITING = 1  # jobs that wait at most: they are to end soon when the faults have
 OPEN = (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -23,12 +23,16 @@ class BrokenOff(Exception):
 
 
 class Traffic:
-    """Clients of one service, whose acknowledgements go into a ledger."""
+    """Clients of one service, whose acknowledgements go into a ledger.
 
-    def __init__(self, world: World, plan: Plan, ledger: Ledger) -> None:
+    Adaptations train for so many *epochs*.
+    """
+
+    def __init__(self, world: World, plan: Plan, ledger: Ledger, *, epochs: int = 1) -> None:
         self._world = world
         self._plan = plan
         self._ledger = ledger
+        self._spec = {"epochs": epochs}
         self._drawn = random.Random(plan.seed)
 
     # ── uploads ──────────────────────────────────────────────────────────────
@@ -45,7 +49,9 @@ class Traffic:
             except BrokenOff:
                 self._ledger.broken_off.add(request_id)
                 return
-            except (AcclimateError, AssertionError):  # away for longer than is waited: once more
+            except (AcclimateError, AssertionError) as error:
+                # Away for longer than is waited: once more.
+                self._ledger.refused(error)
                 time.sleep(0.2)
                 continue
             self._ledger.committed.add(request_id)
@@ -82,13 +88,14 @@ class Traffic:
                     )
                     self._ledger.job(f"register-{model}", name)
                     return
-                name = self._world.ask(client, number)
+                name = self._world.ask(client, number, **self._spec)
                 self._ledger.job(f"job-{number}", name)
                 if number % 3 == 0:  # asked again, it is the same job
-                    self._ledger.job(f"job-{number}", self._world.ask(client, number))
+                    self._ledger.job(f"job-{number}", self._world.ask(client, number, **self._spec))
                 if number % 5 == 2:
                     self._cancel(client, name)
-        except (AcclimateError, AssertionError):
+        except (AcclimateError, AssertionError) as error:
+            self._ledger.refused(error)
             time.sleep(0.2)
 
     def _cancel(self, client: Client, name: str) -> None:

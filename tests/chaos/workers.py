@@ -121,7 +121,7 @@ def _late(plan: Plan, times: int) -> Row:
     """Freeze a worker and its trainer for longer than the lease; let them go on later."""
     tally = Tally("written late", "other attempts", "trainers left over")
     with _world(plan) as (world, client):
-        elsewhere = _other_home(world)
+        elsewhere = world.other_home()
         other = Process("work", elsewhere, database_url=world.url, **WORK)
         try:
             for number in range(times):
@@ -150,14 +150,6 @@ def _late(plan: Plan, times: int) -> Row:
         times=times,
         broken=tally,
     )
-
-
-def _other_home(world: World) -> Path:
-    """A home whose device is another, as on another machine, over the same blobs."""
-    home = world.home.with_name("elsewhere")
-    home.mkdir()
-    (home / "blobs").symlink_to(world.home / "blobs")
-    return home
 
 
 def _stopped(plan: Plan, times: int) -> Row:

@@ -107,6 +107,13 @@ class World:
                 wait_for(lambda: job.refresh().state.ended, JOB_SECONDS, "the first version")
                 assert job.state.value == "SUCCEEDED", job.snapshot
 
+    def other_home(self) -> Path:
+        """A home whose device is another, as on another machine, over the same blobs."""
+        home = self.home.with_name("elsewhere")
+        home.mkdir()
+        (home / "blobs").symlink_to(self.home / "blobs")
+        return home
+
     def jobs(self, *states: JobState) -> list[Job]:
         """All jobs, or those in one of *states*, newest first."""
         return whole(self.store.jobs.list, states=states)

@@ -92,7 +92,7 @@ class Loop:
         Raises:
             ProviderUnavailable: the device is not there.
         """
-        trainer = self._spawn(False)
+        trainer, pause = self._spawn(False), 0.0
         try:
             while not stop.is_set():
                 if not trainer.alive():
@@ -113,10 +113,25 @@ class Loop:
                     starved = self._attend(lease, trainer, stop)
                 finally:
                     trainer.kill()
-                if not stop.is_set():
-                    trainer = self._spawn(starved)
+                if stop.is_set():
+                    break
+                pause = self._pause_after(pause, gave_up=trainer.gave_up())
+                trainer = self._spawn(starved)
+                stop.wait(pause)
         finally:
             trainer.kill()
+
+    def _pause_after(self, pause: float, *, gave_up: bool) -> float:
+        """Seconds until the next claim, *pause* having been the last ones.
+
+        Where jobs can be claimed and files not written, as on a full disk beside a
+        database server, a job would be begun anew again and again.
+        """
+        if not gave_up:
+            return 0.0
+        pause = min(max(2 * pause, self._lease_seconds / 6), 2 * self._lease_seconds)
+        log.warning("store was out of reach: waiting before the next job", seconds=pause)
+        return pause
 
     def _claim(self) -> tuple[Job, Lease] | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,6 +185,30 @@ def test_a_trainer_that_gave_up_on_an_absent_store_costs_its_job_no_attempt(stor
         until(lambda: len(worker.trainers) > 1)
         worker.jobs.gone = False
         worker.trainer_at_work(2)
+    finally:
+        worker.end()
+
+
+def test_jobs_are_claimed_more_and_more_rarely_while_trainers_give_up_on_the_store(
+    store: Store,
+) -> None:
+    """A full disk beside a database server: jobs can be claimed, and nothing be stored."""
+    name = store.jobs.enqueue(draft(), request_id="").name
+    worker = Worker(store)
+    try:
+        for attempt in range(1, 5):
+            trainer = worker.trainer_at_work(attempt)
+            trainer.gives_up = True
+            trainer.status = 75
+        trainer = worker.trainer_at_work(5)
+        trainer.status = 75  # and then something else went wrong: the next claim is at once
+        worker.trainer_at_work(6)
+        claims = [e.at for e in store.jobs.events(name) if e.facts.get("state") == "RUNNING"]
+        waits = [later - earlier for earlier, later in itertools.pairwise(claims)]
+        least = [LEASE_SECONDS / 6 * 2**number for number in range(4)]
+        assert [wait.total_seconds() >= few for wait, few in zip(waits, least, strict=False)] == [
+            True
+        ] * 4
     finally:
         worker.end()
 
