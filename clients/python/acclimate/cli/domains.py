@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
-from acclimate.cli.output import ago, console, print_json, print_table, short
+from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import complain
 from acclimate.resources import Acknowledgement, Domain, Role
 
@@ -104,7 +104,7 @@ def _show(domain: Domain, as_json: bool) -> None:
     if as_json:
         print_json(domain)
         return
-    console.print(f"[bold]{domain.name}[/bold] {domain.description}")
+    console.print(f"[bold]{domain.name}[/bold]", words(domain.description))
     counts = {count.label: count for count in domain.counts}
     print_table(
         ("LABEL", "TRAIN", "SELECT", "VERIFY"),

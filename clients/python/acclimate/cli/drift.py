@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
-from acclimate.cli.output import console, print_json, print_table, short
+from acclimate.cli.output import console, print_json, print_table, short, words
 
 
 def drift(
@@ -24,7 +24,7 @@ def drift(
     if as_json:
         print_json(found)
         return
-    console.print(f"{short(found.version)}, {found.images} live images: {found.message}")
+    console.print(words(f"{short(found.version)}, {found.images} live images: {found.message}"))
     if found.domains:
         print_table(
             ("DOMAIN", "DISTANCE", "P", ""),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from acclimate.cli import progress
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect, settings_of
-from acclimate.cli.output import ago, console, print_json, print_table, short
+from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import Exit, exit_of_job, usage
 from acclimate.resources import JobState
 
@@ -131,7 +132,7 @@ def jobs(
                 job.kind.value,
                 short(job.snapshot.model),
                 short(job.snapshot.target_domain or job.snapshot.source_domain),
-                progress.state_text(job.state),
+                Text.from_markup(progress.state_text(job.state)),
                 job.phase.value if job.phase else "",
                 short(job.version),
                 ago(job.snapshot.created_at),
@@ -230,7 +231,7 @@ def report(
         return
     path = (out or Path(f"{short(job)}.{form}")).absolute()
     path.write_bytes(content)
-    console.print(str(path))
+    console.print(words(path))
     if show and not webbrowser.open(path.as_uri()):
         typer.echo("acclimate: NO_BROWSER: found no browser to open it in", err=True)
         raise typer.Exit(Exit.REFUSED)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
-from acclimate.cli.output import ago, console, print_json, print_table, short
+from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import exit_of_job, usage
 from acclimate.resources import Preprocessing, WeightsSource
 
@@ -84,7 +84,7 @@ def register(
     else:
         console.print(f"{registered.name}: {job.name} {job.state.value} {short(job.version)}")
         if job.snapshot.failure_message:
-            console.print(f"[red]{job.snapshot.failure_message}[/red]")
+            console.print(words(job.snapshot.failure_message), style="red")
     if job is not None and job.state.ended:
         raise typer.Exit(exit_of_job(job.state))
 

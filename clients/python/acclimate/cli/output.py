@@ -13,6 +13,9 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from acclimate.cli.refusals import shown
 
 WIDE = 10_000  # columns
 
@@ -47,13 +50,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else words(cell) for cell in row))
     if table.row_count:
         # A file or a pipe has no edge at which names would have to be cut.
         paper = console if console.is_terminal else Console(width=WIDE, highlight=False)
         paper.print(table)
     else:
         console.print(f"[dim]{empty}[/dim]")
+
+
+def words(value: object) -> Text:
+    """What somebody wrote, as they wrote it: never markup."""
+    return Text("" if value is None else shown(str(value)))
 
 
 def short(name: str) -> str:

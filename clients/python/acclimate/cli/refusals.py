@@ -41,10 +41,15 @@ def exit_of_job(state: JobState) -> Exit:
     return Exit.DONE
 
 
+def shown(text: str) -> str:
+    """*text* as a terminal shows and does not obey it."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def complain(reason: str, message: str) -> None:
     """One line on stderr, if that can be written to: ``up`` outlives the disk of its log."""
     with contextlib.suppress(OSError):
-        typer.echo(f"acclimate: {reason}: {' '.join(message.split())}", err=True)
+        typer.echo(f"acclimate: {reason}: {shown(' '.join(message.split()))}", err=True)
 
 
 def usage(message: str) -> typer.Exit:

@@ -8,7 +8,7 @@ import typer
 
 from acclimate.cli.models import Alias, ModelArgument, VersionArgument
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
-from acclimate.cli.output import ago, console, percent, print_json, print_table, short
+from acclimate.cli.output import ago, console, percent, print_json, print_table, short, words
 from acclimate.cli.refusals import usage
 from acclimate.rollouts import Rollout, RolloutMode
 
@@ -136,7 +136,7 @@ def _show(rollout: Rollout, *, as_json: bool) -> None:
         print_json(rollout)
         return
     counts = rollout.counts
-    console.print(f"{rollout.name}: {rollout.state.value} {rollout.reason}".rstrip())
+    console.print(words(f"{rollout.name}: {rollout.state.value} {rollout.reason}".rstrip()))
     console.print(
         f"{rollout.mode.value} of {short(rollout.candidate)} beside {short(rollout.incumbent)} at "
         f"{percent(rollout.share)}: {counts['requests']} requests, {counts['errors']} failed, "

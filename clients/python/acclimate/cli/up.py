@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from acclimate.cli.options import AsJson
-from acclimate.cli.output import console, print_json
+from acclimate.cli.output import console, print_json, words
 from acclimate.cli.processes import (
     PORT_FILE,
     BlobsAt,
@@ -127,5 +127,6 @@ def _announce(supervisor: Supervisor, target: str, home: Path, *, as_json: bool)
         sys.stdout.flush()
     else:
         console.print(
-            f"Listening on [bold]{target}[/bold], everything is kept in {home}. Ctrl-C ends it."
+            f"Listening on [bold]{target}[/bold], everything is kept in",
+            words(f"{home}. Ctrl-C ends it."),
         )

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from acclimate.cli.output import percent
+from acclimate.cli.output import percent, words
 
 MARKS = {"ACCEPT": ("✓", "green"), "REJECT": ("✗", "red"), "INCONCLUSIVE": ("?", "yellow")}
 
@@ -36,7 +36,7 @@ def render(verdict: Mapping[str, Any]) -> RenderableType:
         interval = check.get("interval")
         table.add_row(
             Text(mark, style=colour),
-            str(check.get("name", "")),
+            words(check.get("name", "")),
             _measured(check.get("observed"), check),
             "–" if not interval else " … ".join(_measured(bound, check) for bound in interval),
             _measured(check.get("limit"), check),
