@@ -20,6 +20,7 @@ from tests.integration.rpc_server import (
     classifier,
     fresh_store,
     model,
+    opening,
     plain,
     running,
     version,
@@ -28,6 +29,7 @@ from tests.unit.rpc.methods import Method, methods
 
 from acclimate.v1 import adaptation_pb2, inference_pb2
 from acclimate_service.domain.access import AccessRole, TokenDraft, principal_of
+from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import EventKind, JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName, ModelName, TokenName
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
@@ -243,6 +245,105 @@ def test_a_foreign_job_is_answered_as_one_that_does_not_exist(house: House) -> N
         code, text = outcome(house.service.channel, method, request, token)
         said.append((code, text.replace(name.encode(), b"?")))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_no_page_and_no_forged_page_token_tells_of_another_tenant(house: House, size: int) -> None:
+    token = house.token(*AccessRole, tenant=MINE)
+    house.learn()
+    forged = ["", "0", "1", "9" * 18, "e", FOREIGN, f"{FOREIGN}/x", f"domains/{FOREIGN}"]
+    forged += [house.jobs[FOREIGN], house.jobs[FOREIGN].partition("/")[2]]
+    tried = 0
+    for method in closed():
+        if "page_token" not in method.request.DESCRIPTOR.fields_by_name:
+            continue
+        for start in forged:
+            message = method.request.FromString(house.request(method, MINE))
+            fill(message, "page_token", start)
+            message.page_size = size  # type: ignore[attr-defined]
+            code, said = outcome(house.service.channel, method, message.SerializeToString(), token)
+            assert code in REFUSED | {CODES.OK, CODES.INVALID_ARGUMENT}, (method.name, start)
+            assert FOREIGN.encode() not in said.replace(start.encode() or b"?", b""), method.name
+            tried += code is CODES.OK
+    assert tried > 20
+
+
+DISGUISED = (
+    f"models/{MINE}/../{FOREIGN}",
+    f"models/{MINE}/versions/../../{FOREIGN}/versions/1",
+    f"models/{FOREIGN}\n",
+    f"models/{FOREIGN}/",
+    f" models/{FOREIGN}",
+    f"MODELS/{FOREIGN}",
+    f"//models/{FOREIGN}",
+    f"models/{MINE}%2f..%2f{FOREIGN}",
+    f"models/{MINE}\0/{FOREIGN}",
+    f"domains/{FOREIGN}/batches/1",
+    f"models/{FOREIGN}/aliases/production",
+    FOREIGN.upper(),
+)
+
+
+def test_no_disguise_of_a_name_reaches_another_tenant(house: House) -> None:
+    token = house.token(*AccessRole, tenant=MINE)
+    house.learn()
+    before = contents(house.store)
+    for method in closed():
+        right = RIGHTS[method.name]
+        for field in (*right.models, *right.domains):
+            for name in DISGUISED:
+                message = method.request.FromString(house.request(method, MINE))
+                fill(message, field, name)
+                code, said = outcome(
+                    house.service.channel, method, message.SerializeToString(), token
+                )
+                refused = {CODES.PERMISSION_DENIED, CODES.INVALID_ARGUMENT, CODES.NOT_FOUND}
+                assert code in refused, (method.name, field, name, code, said)
+    assert contents(house.store) == before
+
+
+def test_a_stream_that_turns_to_another_tenant_is_ended_there(house: House) -> None:
+    token = house.token(*AccessRole, tenant=MINE)
+    house.learn()
+    turned = 0
+    for method in METHODS:
+        right = RIGHTS[method.name]
+        if not method.streams_in or not (right.models or right.domains):
+            continue
+        requests = [house.request(method, MINE), house.request(method, FOREIGN)]
+        with pytest.raises(grpc.RpcError) as refused:
+            method.call(
+                house.service.channel,
+                requests,
+                metadata=[("authorization", f"Bearer {token}")],
+                timeout=20.0,
+            )
+        failed: Any = refused.value
+        # A handler may have refused the first message for what it lacks.
+        assert failed.code() in {CODES.PERMISSION_DENIED, CODES.INVALID_ARGUMENT}, method.name
+        turned += failed.code() is CODES.PERMISSION_DENIED
+    assert turned >= 2
+
+
+def test_another_tenants_request_id_opens_nothing_and_tells_nothing(house: House) -> None:
+    store, secret = house.store, "r-of-the-other"
+    batch = store.domains.begin_batch(DomainName(FOREIGN), Role.TRAIN, request_id=secret)
+    job = store.jobs.enqueue(register(FOREIGN), request_id=secret)
+    token = house.token(*AccessRole, tenant=MINE)
+    house.learn()
+    upload = opening(f"domains/{MINE}", secret).SerializeToString()
+    create = adaptation_pb2.CreateAdaptationJobRequest(
+        model=f"models/{MINE}", domain=f"domains/{MINE}", request_id=secret
+    ).SerializeToString()
+    before = contents(store)
+    for short, request in (("UploadBatch", upload), ("CreateAdaptationJob", create)):
+        method = next(each for each in METHODS if each.name.endswith(f"/{short}"))
+        code, said = outcome(house.service.channel, method, request, token)
+        assert code is CODES.ALREADY_EXISTS, short
+        assert FOREIGN.encode() not in said
+        assert batch.name.batch.encode() not in said
+        assert str(job.name).encode() not in said
+    assert contents(store) == before
 
 
 @pytest.mark.parametrize("way", ["plaintext", "wrong authority", "no client certificate"])
