@@ -14,11 +14,10 @@ import concurrent.futures
 import contextlib
 import hashlib
 import itertools
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
 import structlog
 
@@ -36,7 +35,7 @@ from acclimate_service.store.nearby import Nearby
 from acclimate_service.store.objects import PART, Absent, Objects
 
 REQUESTS = 32  # under way at once, of one process
-TOGETHER = 64  # blobs whose names are held at once
+TOGETHER = 64  # blobs that are stored, or fetched, side by side
 PING_SECONDS = 5.0  # how long an answer to a ping is believed
 HELD: Final = "held"  # in the fence: by a backup together, by who removes something alone
 
@@ -51,6 +50,7 @@ class BucketBlobs(Blobs):
         self._objects = objects
         self._fence = fence
         self._nearby = nearby
+        self._fetched = 0  # bytes
         self._pinged_at = -PING_SECONDS
         self._pinging = threading.Lock()
         self.threads = concurrent.futures.ThreadPoolExecutor(REQUESTS, "blobs")
@@ -91,7 +91,7 @@ class BucketBlobs(Blobs):
     @contextlib.contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """A writer into a temporary file, since the digest that will name it comes last."""
-        with _spool() as file:
+        with self._nearby.scratch(PART) as file:
             writer = BlobWriter(file)
             yield writer
             digest = writer.written()
@@ -122,7 +122,7 @@ class BucketBlobs(Blobs):
         key = checked(digest)
         file = self._nearby.open(digest)
         if file is None:
-            file = _spool()
+            file = self._nearby.scratch(PART)
             try:
                 with translated_os_errors(), self._missing_is(digest):
                     self._objects.copy(key, file)
@@ -134,11 +134,16 @@ class BucketBlobs(Blobs):
         return file
 
     def fetch(self, digests: Iterable[str]) -> None:
-        """Read those that are not at hand, side by side, and keep them there."""
+        """Read those that are not at hand, side by side, and keep them there.
+
+        No more than half of what may be kept, in the life of this process: those fetched
+        last would put out those fetched first before anyone has read them.
+        """
         far = [digest for digest in dict.fromkeys(digests) if digest not in self._nearby]
-        for group in _groups(far, REQUESTS * 4):
-            # One that is missing or rotten is for whoever reads it to hear of.
-            self._at_once(self._fetched, group)
+        for group in _groups(far, TOGETHER):
+            if self._fetched >= self._nearby.budget / 2:
+                return
+            self._fetched += sum(self._at_once(self._fetch, group))
 
     def size(self, digest: str) -> int:
         """The size in bytes."""
@@ -220,9 +225,12 @@ class BucketBlobs(Blobs):
 
     # ── inside ───────────────────────────────────────────────────────────────
 
-    def _fetched(self, digest: str) -> None:
-        with contextlib.suppress(BlobNotFound, BlobCorrupt):
-            self.get(digest)
+    def _fetch(self, digest: str) -> int:
+        """Have it at hand; its bytes. One that is not good is for its reader to hear of."""
+        try:
+            return len(self.get(digest))
+        except (BlobNotFound, BlobCorrupt):
+            return 0
 
     @contextlib.contextmanager
     def _missing_is(self, digest: str) -> Iterator[None]:
@@ -231,11 +239,6 @@ class BucketBlobs(Blobs):
         except Absent as error:
             self._objects.ping()  # the one object is missing only if the bucket is there
             raise BlobNotFound(digest) from error
-
-
-def _spool() -> BinaryIO:
-    """A file without a name: in memory while it is small, gone when it is closed."""
-    return cast("BinaryIO", tempfile.SpooledTemporaryFile(PART))
 
 
 def _groups(digests: Collection[str], size: int) -> Iterator[list[str]]:

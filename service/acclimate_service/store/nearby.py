@@ -12,14 +12,15 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import structlog
 
 from acclimate_service.domain.errors import BlobCorrupt
-from acclimate_service.store.blobs import is_digest, verified
+from acclimate_service.store.blobs import is_digest, translated_os_errors, verified
 
 LARGEST = 0.5  # of the budget: what one copy may take of it
 SLACK = 1 / 16  # of the budget: written between two looks at what all copies take
@@ -37,6 +38,21 @@ class Nearby:
         self._budget = budget
         self._written = budget  # since the last look at the folder: the first write looks
         self._lock = threading.Lock()
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all copies together may take."""
+        return self._budget
+
+    def scratch(self, memory: int) -> BinaryIO:
+        """A file without a name on the copies' disk; in memory up to so many bytes.
+
+        Raises:
+            StoreUnavailable: the disk refuses.
+        """
+        with translated_os_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return cast("BinaryIO", tempfile.SpooledTemporaryFile(memory, dir=str(self._folder)))
 
     def __contains__(self, digest: str) -> bool:
         return self._path(digest).is_file()

@@ -100,6 +100,18 @@ def test_whether_it_answers_is_asked_now_and_then(blobs: BucketBlobs, faulty: Fa
     assert asked(faulty, blobs.ping) == []
 
 
+def test_no_more_is_fetched_than_stays_at_hand_until_it_is_read(
+    url: str, tmp_path: Path, faulty: FaultProxy
+) -> None:
+    blobs = opened(url, tmp_path / "one")
+    size = BUDGET // TOGETHER // 2
+    digests = blobs.put_many([b"%5d" % n * (size // 5) for n in range(3 * TOGETHER)])
+    blobs.fetch(digests[:TOGETHER])
+    assert asked(faulty, lambda: blobs.fetch(digests)) == ["GET"] * TOGETHER
+    assert asked(faulty, lambda: blobs.fetch(digests)) == []
+    blobs.close()
+
+
 # ── it fails ─────────────────────────────────────────────────────────────────
 
 
