@@ -37,7 +37,10 @@ from acclimate_service.store.objects import PART, Absent, Objects
 REQUESTS = 32  # under way at once, of one process
 TOGETHER = 64  # blobs that are stored, or fetched, side by side
 PING_SECONDS = 5.0  # how long an answer to a ping is believed
-HELD: Final = "held"  # in the fence: by a backup together, by who removes something alone
+# In the fence. A backup holds all of them together; who removes a blob has the one of its
+# digest alone, so that two who remove different ones seldom meet.
+HELD: Final = tuple(f"held {prefix:02x}" for prefix in range(256))
+REMOVAL_TRIES, REMOVAL_SECONDS = 20, 0.1  # of a removal beside another of the same kind
 
 
 class BucketBlobs(Blobs):
@@ -173,19 +176,23 @@ class BucketBlobs(Blobs):
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Have no blob removed, by any process, while the block runs: a backup copies them."""
-        with self._fence.together([HELD]):
+        with self._fence.together(HELD):
             yield
 
     def delete(self, digest: str) -> bool:
         """Remove the blob, here and from at hand; whether it was there."""
+        key = checked(digest)
         self._nearby.forget(digest)
-        try:
-            with self._fence.alone([HELD]):
-                there = self.exists(digest)
-                self._objects.delete(checked(digest))
-        except Taken as error:
-            raise StoreUnavailable("a backup is being made; try again after it") from error
-        return there
+        for _ in range(REMOVAL_TRIES):
+            try:
+                with self._fence.alone([_held(digest)]):
+                    there = self.exists(digest)
+                    self._objects.delete(key)
+            except Taken:
+                time.sleep(REMOVAL_SECONDS)
+            else:
+                return there
+        raise StoreUnavailable("a backup is being made; try again after it")
 
     def delete_older(self, digest: str, moment: float) -> int | None:
         """Remove the blob unless it was stored, or stored again, after *moment*; the bytes freed.
@@ -195,7 +202,7 @@ class BucketBlobs(Blobs):
         """
         key = checked(digest)
         try:
-            with self._fence.alone([HELD, digest]):
+            with self._fence.alone([_held(digest), digest]):
                 found = self._objects.find(key)
                 if found.stored_at > moment:
                     return None
@@ -239,6 +246,10 @@ class BucketBlobs(Blobs):
         except Absent as error:
             self._objects.ping()  # the one object is missing only if the bucket is there
             raise BlobNotFound(digest) from error
+
+
+def _held(digest: str) -> str:
+    return HELD[int(digest[:2], 16)]
 
 
 def _groups(digests: Collection[str], size: int) -> Iterator[list[str]]:

@@ -208,6 +208,29 @@ def test_a_blob_that_is_stored_between_the_look_and_the_removal_is_there_afterwa
     other.close()
 
 
+def test_a_removal_beside_another_is_done_after_it(
+    blobs: BucketBlobs, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = blobs.put(b"one")
+    other = opened(url, tmp_path / "two")
+    looked = threading.Event()
+    delete = objects.Objects.delete
+
+    def slow_delete(self: objects.Objects, key: str) -> None:
+        if not looked.is_set():
+            looked.set()
+            time.sleep(0.5)
+        delete(self, key)
+
+    monkeypatch.setattr(objects.Objects, "delete", slow_delete)
+    collector = threading.Thread(target=other.delete_older, args=(digest, float("inf")))
+    collector.start()
+    assert looked.wait(10)
+    assert not blobs.delete(digest)  # the collector was first
+    collector.join()
+    other.close()
+
+
 def test_a_collector_leaves_what_somebody_is_storing(
     blobs: BucketBlobs, url: str, tmp_path: Path, faulty: FaultProxy
 ) -> None:
