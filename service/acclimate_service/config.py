@@ -15,6 +15,7 @@ import pydantic
 import pydantic_settings
 
 from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.domain.model import Precision
 from acclimate_service.store import Bucket
 
 
@@ -53,6 +54,8 @@ class ServeSettings(Settings):
     port: int = pydantic.Field(default=50051, ge=0, le=65535)  # 0: any free port, printed
     metrics_port: int | None = None  # Prometheus; None: off
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    # Which file of a version answers here, where the guard accepted one; else fp32 does.
+    variant: Precision = "fp32"
     threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     # On a CPU, what the threads do: each an image of its own, or all the same one, which
     # answers a lone request sooner and many together later.

@@ -22,12 +22,19 @@ import structlog
 
 from acclimate_service import streams, tracing
 from acclimate_service.config import ServeSettings, read
-from acclimate_service.domain.errors import OpenDoor, ServiceError, StoreUnavailable, TLSUnusable
+from acclimate_service.domain.errors import (
+    OpenDoor,
+    ServiceError,
+    StoreUnavailable,
+    TLSUnusable,
+    VariantUnsuitable,
+)
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import LOADER_NICE, Pool
 from acclimate_service.inference.probe import probe
+from acclimate_service.inference.processor import this_one_overflows
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
 from acclimate_service.rpc.exposition import exposed
 from acclimate_service.rpc.job_metrics import JobCollector
@@ -70,6 +77,7 @@ async def _serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tls = check_door(settings)
+    check_variant(settings)
     execution = _execution(settings)
     probe(execution)
     batcher = Batcher(
@@ -89,6 +97,7 @@ async def _serve(settings: ServeSettings) -> int:
         store,
         pool,
         execution=execution,
+        precision=settings.variant,
         limits=_limits(settings),
         admission=admission(settings),
         tracer=tracing.configure("acclimate-serve"),
@@ -154,6 +163,29 @@ def check_door(settings: ServeSettings) -> TLSFiles | None:
     if certificate is None or key is None:
         return None
     return TLSFiles(certificate=certificate, key=key, client_ca=settings.client_ca)
+
+
+def check_variant(settings: ServeSettings) -> None:
+    """Whether the variant that was asked for can be run here as it was judged.
+
+    Raises:
+        VariantUnsuitable: it is judged on, and for, another kind of device.
+    """
+    on_cpu = settings.provider == "cpu"
+    if settings.variant == "fp16" and on_cpu:
+        raise VariantUnsuitable(
+            "fp16 is for GPUs, and a CPU would convert at every layer; set "
+            "ACCLIMATE_PROVIDER=cuda, or ACCLIMATE_VARIANT=int8"
+        )
+    if settings.variant == "int8" and not on_cpu:
+        raise VariantUnsuitable(
+            f"int8 variants are made and judged for CPUs, not for {settings.provider}; set "
+            "ACCLIMATE_VARIANT=fp16"
+        )
+    if settings.variant == "int8" and this_one_overflows():
+        structlog.get_logger(__name__).warning(
+            "this processor has no VNNI: int8 answers as judged, and hardly faster than fp32"
+        )
 
 
 def admission(settings: ServeSettings) -> Admission:

@@ -18,6 +18,7 @@ from acclimate_service.domain.model import (
     Model,
     Origin,
     Preprocessing,
+    Variant,
     WeightsSource,
 )
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
@@ -185,6 +186,15 @@ def manifest(
         libraries={},
         created_at=NOON,
     )
+
+
+def with_int8(store: Store, told: Manifest, content: bytes = b"int8") -> Manifest:
+    """*told* with a variant that the guard accepted."""
+    variant = Variant(
+        onnx=store.blobs.put(content), onnx_bytes=len(content), agreement=0.99, verdict="Accepted"
+    )
+    artifacts = told.artifacts.model_copy(update={"variants": {"int8": variant}})
+    return told.model_copy(update={"artifacts": artifacts})
 
 
 def new_version(store: Store, job: Job) -> NewVersion:

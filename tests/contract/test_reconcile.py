@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import tarfile
+from pathlib import Path
 
 import pytest
 from tests.contract.builders import (
@@ -14,12 +16,15 @@ from tests.contract.builders import (
     pictures,
     send,
     upload,
+    with_int8,
 )
 
+from acclimate_service.domain.errors import BlobNotFound
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import JobState
+from acclimate_service.domain.model import Manifest, Origin
 from acclimate_service.domain.names import VersionName
-from acclimate_service.store import Store
+from acclimate_service.store import NewVersion, Store
 
 AT_ONCE = dt.timedelta(seconds=-60)  # even what was stored a moment ago is old enough
 
@@ -88,6 +93,54 @@ def test_a_named_file_that_is_gone_is_reported(store: Store) -> None:
     for digest in lost:
         store.blobs.delete(digest)
     assert store.reconcile(grace=AT_ONCE).missing == (lost[0],)
+
+
+def variant_of_a_version(store: Store) -> str:
+    """The digest of the int8 file of a version that has one."""
+    store.jobs.enqueue(draft(), request_id="")
+    job, lease = claimed(store)
+    version = NewVersion(
+        parent=None,
+        origin=Origin.ACCEPTED,
+        manifest=lambda name: with_int8(store, manifest(store, name, job.name)),
+    )
+    store.jobs.finish(lease, state=JobState.SUCCEEDED, summary={}, version=version)
+    return store.blobs.put(b"int8")
+
+
+def test_a_variant_is_kept_as_long_as_its_version(store: Store) -> None:
+    variant = variant_of_a_version(store)
+    assert store.reconcile(grace=AT_ONCE).orphans == 0
+    store.registry.delete_version(VersionName("desk", "1"))
+    assert store.reconcile(grace=AT_ONCE).orphans == 3
+    assert not store.blobs.exists(variant)
+
+
+def test_a_variant_that_is_gone_is_reported(store: Store) -> None:
+    variant = variant_of_a_version(store)
+    store.blobs.delete(variant)
+    assert store.reconcile(grace=AT_ONCE).missing == (variant,)
+
+
+def test_a_backup_holds_the_variants(store: Store, tmp_path: Path) -> None:
+    variant = variant_of_a_version(store)
+    store.save(tmp_path / "all.tar")
+    with tarfile.open(tmp_path / "all.tar") as tar:
+        assert f"blobs/{variant}" in tar.getnames()
+
+
+def test_a_version_is_not_written_without_the_file_of_its_variant(store: Store) -> None:
+    store.jobs.enqueue(draft(), request_id="")
+    job, lease = claimed(store)
+
+    def torn(name: VersionName) -> Manifest:
+        told = with_int8(store, manifest(store, name, job.name))
+        store.blobs.delete(told.artifacts.variants["int8"].onnx)
+        return told
+
+    version = NewVersion(parent=None, origin=Origin.ACCEPTED, manifest=torn)
+    with pytest.raises(BlobNotFound):
+        store.jobs.finish(lease, state=JobState.SUCCEEDED, summary={}, version=version)
 
 
 def test_an_upload_left_open_is_dropped_with_its_files(store: Store) -> None:

@@ -41,6 +41,7 @@ from acclimate_service.domain.model import (
     Model,
     ModelVersion,
     Origin,
+    Precision,
     Preprocessing,
     WeightsSource,
 )
@@ -103,6 +104,7 @@ def running(
     limits: Limits,
     *,
     capacity: int = 8,
+    precision: Precision = "fp32",
     admission: Admission = Admission(),  # noqa: B008  frozen
     tracer: Tracer | None = None,
     tls: grpc.ServerCredentials | None = None,
@@ -124,6 +126,7 @@ def running(
             store,
             pool,
             execution=Execution(threads=2),
+            precision=precision,
             limits=limits,
             admission=admission,
             tracer=tracer,

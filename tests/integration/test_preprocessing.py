@@ -58,6 +58,7 @@ class Keeping(Classifier):
 
     def __init__(self) -> None:
         self.labels, self.size, self.execution = 3, SIZE, Execution()
+        self.digest, self.precision = "", "fp32"
         self.given: list[Pixels] = []
 
     def run(self, images: Pixels, outputs: Any = ("probabilities",)) -> Answers:

@@ -139,6 +139,7 @@ PLAIN_TEXTS = {
     *(
         "spec.guard_preset",
         "spec.strategy",
+        "spec.variants",
         "repository_name",
         "model_version",
         "principal",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from acclimate import _names, _wire
 from acclimate._connection import Connection, new_request_id
@@ -133,6 +133,7 @@ class AdaptationCalls:
         extend_labels: bool = False,
         base: str = "",
         promote_to: str = "",
+        variants: Sequence[str] = (),
         guard_preset: str = "",
         guard: Mapping[str, Json] | None = None,
         request_id: str | None = None,
@@ -154,6 +155,8 @@ class AdaptationCalls:
             extend_labels: let labels that the model lacks grow its head.
             base: the version (``3``) or alias to adapt from; empty for ``production``.
             promote_to: the alias to move when, and only when, the guard accepts.
+            variants: ``int8`` (for CPUs), ``fp16`` (for GPUs): also make these of the
+                version, each judged by the guard beside it.
             guard_preset: ``balanced``, ``strict`` or ``exploratory``.
             guard: overrides of the preset, by field name.
             request_id: what makes a repeated call the same call.
@@ -175,6 +178,7 @@ class AdaptationCalls:
                 views=views,
                 extend_labels=extend_labels,
                 promote_to=promote_to,
+                variants=variants,
                 guard_preset=guard_preset,
                 guard_overrides=_wire.struct_of(guard) if guard else None,
             ),

@@ -13,7 +13,9 @@ from acclimate.resources import ModelFiles
 from acclimate.v1 import registry_pb2
 
 CHUNK = 2**20
-VERSION_FILES = frozenset({"model.onnx", "weights.safetensors", "manifest.json"})
+VERSION_FILES = frozenset(
+    {"model.onnx", "weights.safetensors", "manifest.json", "model.int8.onnx", "model.fp16.onnx"}
+)
 
 
 def registration(

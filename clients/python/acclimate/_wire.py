@@ -280,6 +280,7 @@ def predictions(message: inference_pb2.PredictResponse) -> list[resources.Predic
             probabilities=tuple(prediction.probabilities),
             logits=tuple(prediction.logits),
             embedding=tuple(prediction.embedding),
+            variant=message.variant,
         )
         for prediction in message.predictions
     ]
@@ -303,4 +304,6 @@ def version_statistics(message: inference_pb2.VersionStatistics) -> resources.Ve
         decode=stage(message.decode),
         infer=stage(message.infer),
         encode=stage(message.encode),
+        variant=message.variant,
+        sha256=message.sha256,
     )

@@ -289,6 +289,8 @@ class RankedLabel:
 class Prediction:
     """What a model says of one image, and exactly which version said it.
 
+    ``sha256`` is of the file that answered, ``variant`` what that holds: ``fp32``, or
+    ``int8`` or ``fp16`` where the server prefers these and the guard accepted them.
     ``classes`` are the likeliest labels, best first. ``probabilities``,
     ``logits`` and ``embedding`` are empty unless they were asked for.
     """
@@ -299,6 +301,7 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
     logits: tuple[float, ...] = ()
     embedding: tuple[float, ...] = ()
+    variant: str = ""
 
     @property
     def label(self) -> str:
@@ -330,7 +333,8 @@ class VersionStatistics:
 
     ``succeeded``, ``failed`` and ``cancelled`` count requests, from submission to
     answer; ``queue``, ``decode`` and ``infer`` are parts of those that succeeded, and
-    ``encode`` comes after them. What several threads did at once is summed.
+    ``encode`` comes after them. What several threads did at once is summed. ``variant``
+    and ``sha256`` tell which of the version's files was loaded last.
     """
 
     version: str
@@ -344,6 +348,8 @@ class VersionStatistics:
     decode: Stage
     infer: Stage
     encode: Stage
+    variant: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

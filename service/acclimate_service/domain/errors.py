@@ -266,6 +266,12 @@ class ProviderUnavailable(ServiceError):
     reason = "PROVIDER_UNAVAILABLE"
 
 
+class VariantUnsuitable(ServiceError):
+    """A variant cannot be made of this version, or what runs here could not serve it."""
+
+    reason = "VARIANT_UNSUITABLE"
+
+
 class AliasMoved(ServiceError):
     """The alias no longer points where the caller believed."""
 

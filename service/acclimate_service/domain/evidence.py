@@ -84,6 +84,9 @@ class FileFacts:
 class Evidence:
     """Everything an adaptation is judged by.
 
+    Without a ``target`` nothing new was learnt, as in a variant of a version: all that
+    counts is what might be lost.
+
     ``looks`` counts how often verify sets of this model were looked at before;
     ``target_looks`` how often the target's own was, if that is known to be less
     (a domain that is new). ``label_suspects`` and ``held_out_suspects`` are the shares
@@ -93,7 +96,7 @@ class Evidence:
     """
 
     source: Paired | None
-    target: Paired
+    target: Paired | None
     earlier: tuple[Paired, ...] = ()
     looks: int = 0
     target_looks: int | None = None

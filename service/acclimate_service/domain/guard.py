@@ -8,7 +8,7 @@ number of verify images that would decide.
   of ``source_margin`` is excluded. Over the limit and not by chance: REJECT.
 * **Every domain accepted earlier**: the same, with its own limit and margin.
 * **Target**: not worse as observed, and a drop of ``target_margin`` is excluded;
-  or, where the goal is "better", a gain is shown.
+  or, where the goal is "better", a gain is shown. A variant of a version has none.
 * **Classes and slices** of every set: REJECT for a loss that stands after Holm's
   correction; INCONCLUSIVE for a drastic one that too few images show.
 * **Coverage**: every class the incumbent knows has source-verify images, every
@@ -61,7 +61,7 @@ def judge(policy: GuardPolicy, evidence: Evidence) -> Verdict:
     """Weigh what the candidate forgot against what it gained, by the rule above."""
     sets: list[tuple[str, Paired | None]] = [("source", evidence.source)]
     sets += [("earlier", pairs) for pairs in evidence.earlier]
-    sets += [("target", evidence.target)]
+    sets += [] if evidence.target is None else [("target", evidence.target)]
 
     broken = [check for role, pairs in sets for check in _unsound(role, pairs)]
     if broken:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pydantic
 
 from acclimate_service.domain.guard import GuardPolicy
+from acclimate_service.domain.model import Reduced
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 
 
@@ -53,6 +54,7 @@ class JobSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     ``strategy`` names a row of ``training/strategies.py``; ``auto`` measures and
     chooses. ``promote_to`` moves that alias when, and only when, the guard accepts.
+    ``variants`` are made of the version once it is accepted, each judged by itself.
     """
 
     strategy: str = pydantic.Field(default="auto", pattern=r"^[a-z0-9_:,.+-]{1,100}$")
@@ -64,6 +66,7 @@ class JobSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     views: int = pydantic.Field(default=4, ge=1, le=64)
     extend_labels: bool = False
     promote_to: str | None = pydantic.Field(default=None, pattern=r"^[a-z0-9_-]{1,63}$")
+    variants: tuple[Reduced, ...] = ()
     guard: GuardPolicy = GuardPolicy()
 
 

@@ -14,6 +14,11 @@ from acclimate_service.domain.policy import GuardPolicy
 
 PRODUCTION = "production"
 
+# What the numbers of a served file are. A version's own file is fp32; the others are
+# variants of it.
+Precision = Literal["fp32", "fp16", "int8"]
+Reduced = Literal["fp16", "int8"]
+
 
 class Architecture(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A backbone by the name its library gives it (``timm``/``tf_efficientnet_lite0``)."""
@@ -82,13 +87,56 @@ class Origin(enum.Enum):
     FORCED = "FORCED"  # somebody overruled the guard: see forced_by, forced_reason
 
 
+class Variant(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A version's file in fewer bits, which the guard accepted beside the fp32 file.
+
+    ``agreement`` is the share, in [0, 1], of the verify images to which both files give
+    the same top label; the times are those of one image, measured in turn; ``verdict``
+    is what the guard said, of which the job's report has the whole.
+    """
+
+    onnx: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    onnx_bytes: int = pydantic.Field(gt=0)
+    agreement: float = pydantic.Field(ge=0, le=1)
+    milliseconds: float | None = None
+    fp32_milliseconds: float | None = None
+    verdict: str
+
+
 class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """The sha256 digests of a version's files in the blob store, and their sizes in bytes."""
+    """The sha256 digests of a version's files in the blob store, and their sizes in bytes.
+
+    ``onnx`` is the file that was judged as the version, in fp32. ``variants`` holds what
+    the guard accepted beside it, and nothing else.
+    """
 
     onnx: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
     weights: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
     onnx_bytes: int = pydantic.Field(gt=0)
     weights_bytes: int = pydantic.Field(gt=0)
+    variants: dict[Reduced, Variant] = {}
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every file that the version names."""
+        return (self.onnx, self.weights, *(one.onnx for one in self.variants.values()))
+
+    def served_as(self, wanted: Precision) -> tuple[Precision, str]:
+        """What a server that prefers *wanted* loads: its precision and its digest.
+
+        Where the guard accepted no such variant, that is the fp32 file.
+        """
+        for precision, variant in self.variants.items():
+            if precision == wanted:
+                return precision, variant.onnx
+        return "fp32", self.onnx
+
+    def precision_of(self, digest: str) -> Precision:
+        """What the file of this digest holds; see ``served_as``."""
+        for precision, variant in self.variants.items():
+            if variant.onnx == digest:
+                return precision
+        return "fp32"
 
 
 class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):

@@ -290,6 +290,7 @@ class Pool(Generic[T]):
             loaded = await loop.run_in_executor(self._loader, self._loaded, load)
             tally = self._tallies.setdefault(version, Tally())
             self._tallies.move_to_end(version)
+            tally.loaded(loaded.classifier.precision, loaded.classifier.digest)
             while len(self._tallies) > REMEMBERED:
                 self._tallies.popitem(last=False)
             self._residents[version] = _Resident(version, loaded, tally)

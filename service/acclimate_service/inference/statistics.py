@@ -14,6 +14,7 @@ from acclimate_service.domain.errors import (
     ServiceError,
     VersionUnloadable,
 )
+from acclimate_service.domain.model import Precision
 from acclimate_service.inference.answer import Timings
 
 
@@ -56,7 +57,7 @@ class VersionStatistics:
     ``decode``, ``infer`` and ``encode`` are the stages of the successful ones. ``runs``
     maps the size of a run to its times, ``causes`` why requests failed to how many.
     ``pending`` requests wait or run. ``last_inference`` is in milliseconds since the
-    epoch, 0 for never.
+    epoch, 0 for never. ``precision`` and ``digest`` are of the file that was loaded last.
     """
 
     inferences: int = 0
@@ -72,6 +73,8 @@ class VersionStatistics:
     pending: int = 0
     runs: dict[int, Duration] = field(default_factory=dict)
     causes: dict[Cause, int] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    digest: str = ""
 
 
 class Tally:
@@ -86,6 +89,11 @@ class Tally:
         )
         self._runs: dict[int, Duration] = {}
         self._causes = dict.fromkeys(Cause, 0)
+        self._file: tuple[Precision, str] = ("fp32", "")
+
+    def loaded(self, precision: Precision, digest: str) -> None:
+        """Note which file answers from now on."""
+        self._file = precision, digest
 
     def began(self) -> None:
         """Count a request as pending, until it is counted as one of the following."""
@@ -126,7 +134,10 @@ class Tally:
     def snapshot(self) -> VersionStatistics:
         """The counts as they are now."""
         runs = dict(self._runs)
+        precision, digest = self._file
         return VersionStatistics(
+            precision=precision,
+            digest=digest,
             inferences=self._inferences,
             executions=sum(duration.count for duration in runs.values()),
             last_inference=self._last_inference,

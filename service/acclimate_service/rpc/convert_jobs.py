@@ -271,6 +271,7 @@ def spec(message: pb.AdaptationSpec) -> JobSpec:
         given["strategy"] = message.strategy
     if message.promote_to:
         given["promote_to"] = check_id(message.promote_to)
+    given["variants"] = tuple(dict.fromkeys(message.variants))  # named twice is asked for once
     return fields.checked(JobSpec, {**given, "extend_labels": message.extend_labels}, field="spec")
 
 
@@ -287,6 +288,7 @@ def spec_out(value: JobSpec) -> pb.AdaptationSpec:
         promote_to=value.promote_to or "",
         guard_preset=value.guard.base,
         guard_overrides=guard_overrides(value.guard),
+        variants=value.variants,
     )
     if value.budget_seconds is not None:
         message.budget_seconds = value.budget_seconds

@@ -24,6 +24,7 @@ from acclimate_service.domain.names import AliasName, VersionName, check_id
 from acclimate_service.inference.batcher import ORDINARY
 from acclimate_service.inference.classifier import INPUT, OUTPUTS, Pixels
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.pool import Handle
 from acclimate_service.rpc import convert_predictions, fields
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whole
 
@@ -207,15 +208,17 @@ def routing_key(request: pb.ModelInferRequest) -> str:
 
 def response(
     request: pb.ModelInferRequest,
-    version: ModelVersion,
+    by: Handle[ModelVersion],
     asked: Sequence[Wanted],
     outputs: Outputs,
 ) -> pb.ModelInferResponse:
-    """Write the answer of *version*, whose model.onnx is named by the parameter ``sha256``."""
+    """Write the answer of *by*, whose file the parameters ``sha256`` and ``variant`` name."""
+    version = by.details
     answer = pb.ModelInferResponse(
         model_name=request.model_name, model_version=version.name.version, id=request.id
     )
-    answer.parameters["sha256"].string_param = version.manifest.artifacts.onnx
+    answer.parameters["sha256"].string_param = by.classifier.digest
+    answer.parameters["variant"].string_param = by.classifier.precision
     if FINAL_ASKED in request.parameters:
         answer.parameters[FINAL].bool_param = True
     for output in asked:

@@ -16,6 +16,7 @@ from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceE
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
 from acclimate_service.inference.batcher import ORDINARY, PRIORITIES
+from acclimate_service.inference.pool import Handle
 from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc import fields, status
 
@@ -127,9 +128,10 @@ def whole(values: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def response(
-    request: pb.PredictRequest, version: ModelVersion, outputs: Outputs
+    request: pb.PredictRequest, by: Handle[ModelVersion], outputs: Outputs
 ) -> pb.PredictResponse:
-    """Write the answer of *version*; *outputs* are [N, labels] and, embeddings, [N, features]."""
+    """Write the answer of *by*; *outputs* are [N, labels] and, embeddings, [N, features]."""
+    version = by.details
     probabilities = outputs["probabilities"]
     labels = version.manifest.labels
     count = min(request.top_k or TOP_K_DEFAULT, len(labels))
@@ -152,7 +154,8 @@ def response(
         predictions.append(prediction)
     return pb.PredictResponse(
         version=str(version.name),
-        sha256=version.manifest.artifacts.onnx,
+        sha256=by.classifier.digest,
+        variant=by.classifier.precision,
         predictions=predictions,
         id=request.id,
     )
@@ -181,6 +184,8 @@ def statistics(name: VersionName, counts: VersionStatistics) -> pb.VersionStatis
         decode=_stage(counts.decode),
         infer=_stage(counts.infer),
         encode=_stage(counts.encode),
+        variant=counts.precision,
+        sha256=counts.digest,
     )
 
 

@@ -10,7 +10,7 @@ from acclimate.oip import model_config_pb2 as config_pb
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
 from acclimate_service.inference.classifier import INPUT, OUTPUTS
-from acclimate_service.inference.pool import ResidentVersion
+from acclimate_service.inference.pool import Handle, ResidentVersion
 from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT
 
@@ -34,8 +34,9 @@ def metadata(name: str, version: ModelVersion, versions: Sequence[str]) -> pb.Mo
     )
 
 
-def model_config(name: str, version: ModelVersion) -> pb.ModelConfigResponse:
-    """Write the model's configuration as Triton would hold it."""
+def model_config(name: str, by: Handle[ModelVersion]) -> pb.ModelConfigResponse:
+    """Write the configuration of what answers as *name*, as Triton would hold it."""
+    version = by.details
     size = version.manifest.preprocessing.size
     config = config_pb.ModelConfig(
         name=name,
@@ -58,7 +59,8 @@ def model_config(name: str, version: ModelVersion) -> pb.ModelConfigResponse:
     )
     for key, value in (
         ("version", version.name.version),
-        ("sha256", version.manifest.artifacts.onnx),
+        ("sha256", by.classifier.digest),
+        ("variant", by.classifier.precision),
         (LABELS_PARAMETER, "\n".join(version.manifest.labels)),
     ):
         config.parameters[key].string_value = value

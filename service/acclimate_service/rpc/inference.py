@@ -102,7 +102,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
         def write(handle: Handle[ModelVersion], answer: Answer) -> pb.PredictResponse:
             with handle.encoding():
-                return convert.response(request, handle.details, answer.outputs)
+                return convert.response(request, handle, answer.outputs)
 
         def key() -> bytes:
             pixels = () if question.images else (request.tensor.pixels or request.tensor.floats,)

@@ -100,7 +100,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
         with await self._served.hold(convert.target(request.name, request.version)) as handle:
-            return convert_repository.model_config(request.name, handle.details)
+            return convert_repository.model_config(request.name, handle)
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context
@@ -174,7 +174,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
 
         def write(handle: Handle[ModelVersion], answer: Answer) -> pb.ModelInferResponse:
             with handle.encoding():
-                return convert.response(request, handle.details, asked, answer.outputs)
+                return convert.response(request, handle, asked, answer.outputs)
 
         routing_key = convert.routing_key(request)
 

@@ -118,7 +118,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         name = VersionName.parse(request.name)
         version = await self._lane.run(self._store.registry.get_version, name)
         files = version.manifest.artifacts
-        for file, digest in (("model.onnx", files.onnx), ("weights.safetensors", files.weights)):
+        variants = {f"model.{name}.onnx": one.onnx for name, one in files.variants.items()}
+        named = {"model.onnx": files.onnx, **variants, "weights.safetensors": files.weights}
+        for file, digest in named.items():
             async for chunk in blob_chunks(self._store.blobs, digest, lane=self._files):
                 yield pb.ExportModelVersionResponse(file=file, chunk=chunk)
             yield pb.ExportModelVersionResponse(file=file, sha256=digest)

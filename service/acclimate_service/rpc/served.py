@@ -28,7 +28,7 @@ from acclimate_service.domain.errors import (
     ServiceError,
     VersionInUse,
 )
-from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion
+from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion, Precision
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.classifier import Classifier, Execution
@@ -49,7 +49,8 @@ LOCKS = 64  # that the moves of all models share
 class Served:
     """The names that are answered, over the versions in *pool*. Belongs to one event loop.
 
-    The store is called in *lane*; sessions are made as *execution* says.
+    The store is called in *lane*; sessions are made as *execution* says, of the file in
+    *precision* where the guard accepted one of the version, else of its fp32 file.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Served:
         pool: Pool[ModelVersion],
         *,
         execution: Execution,
+        precision: Precision = "fp32",
         lane: Lane,
         health: Health,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class Served:
         self._store = store
         self._pool = pool
         self._execution = execution
+        self._precision: Precision = precision
         self._lane = lane
         self._health = health
         self._metrics = metrics
@@ -316,12 +319,21 @@ class Served:
         """Make a session of the version's verified bytes. Called on the pool's own thread."""
         version = self._store.registry.get_version(name)
         manifest = version.manifest
+        precision, digest = manifest.artifacts.served_as(self._precision)
         classifier = Classifier.open(
-            self._store.blobs.get(manifest.artifacts.onnx),
-            digest=manifest.artifacts.onnx,
+            self._store.blobs.get(digest),
+            digest=digest,
             labels=len(manifest.labels),
             size=manifest.preprocessing.size,
             execution=self._execution,
+            precision=precision,
+        )
+        structlog.get_logger(__name__).info(
+            "version loaded",
+            version=str(name),
+            variant=precision,
+            sha256=digest,
+            **({} if precision == self._precision else {"asked_for": self._precision}),
         )
         return Loaded(classifier=classifier, details=version)
 

@@ -28,7 +28,7 @@ from acclimate.v1 import (
     rollout_pb2_grpc,
 )
 from acclimate_service.domain.errors import Overloaded, StoreUnavailable
-from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.model import ModelVersion, Precision
 from acclimate_service.inference.classifier import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc import reflection
@@ -129,6 +129,7 @@ class Server:
         pool: Pool[ModelVersion],
         *,
         execution: Execution,
+        precision: Precision = "fp32",
         limits: Limits,
         admission: Admission = Admission(),
         tracer: Tracer | None = None,
@@ -153,6 +154,7 @@ class Server:
             store,
             pool,
             execution=execution,
+            precision=precision,
             lane=self._lane,
             health=self.health,
             metrics=self.metrics,

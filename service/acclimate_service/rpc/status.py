@@ -61,6 +61,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.ImageInUse: _Code.FAILED_PRECONDITION,
     errors.VersionUnloadable: _Code.FAILED_PRECONDITION,
     errors.ProviderUnavailable: _Code.UNAVAILABLE,
+    errors.VariantUnsuitable: _Code.FAILED_PRECONDITION,
     errors.AliasMoved: _Code.ABORTED,
     errors.LeaseLost: _Code.ABORTED,
     errors.Overloaded: _Code.RESOURCE_EXHAUSTED,

@@ -19,7 +19,7 @@ from acclimate_service.domain.job import (
     Lease,
     Phase,
 )
-from acclimate_service.domain.model import Manifest
+from acclimate_service.domain.model import Manifest, Reduced
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
 from acclimate_service.store import endings, events, leases, queue
 from acclimate_service.store.blobs import Blobs
@@ -92,6 +92,10 @@ class Jobs:
     def looks(self, model: ModelName, domain: DomainName) -> int:
         """See :func:`~acclimate_service.store.endings.looks`."""
         return self._database.read(endings.looks, model.model, domain.domain)
+
+    def variant_looks(self, model: ModelName, domain: DomainName, variant: Reduced) -> int:
+        """See :func:`~acclimate_service.store.endings.variant_looks`."""
+        return self._database.read(endings.variant_looks, model.model, domain.domain, variant)
 
     # ── for workers ──────────────────────────────────────────────────────────
 
@@ -187,7 +191,7 @@ class Jobs:
 
         def manifest(name: VersionName) -> Manifest:
             built = version.manifest(name)
-            self._check_blobs((built.artifacts.onnx, built.artifacts.weights))
+            self._check_blobs(built.artifacts.digests)
             return built
 
         return NewVersion(parent=version.parent, origin=version.origin, manifest=manifest)

@@ -109,7 +109,12 @@ def _named_by_results(tx: Transaction) -> list[str]:
     versions, jobs = schema.versions, schema.jobs
     columns = (versions.c.onnx, versions.c.weights, jobs.c.report_html, jobs.c.report_json)
     query = sa.union(*(sa.select(column).where(column != "") for column in columns))
-    return sorted(row[0] for row in tx.rows(query))
+    variants = (
+        variant["onnx"]
+        for row in tx.rows(sa.select(versions.c.manifest["artifacts"].label("files")))
+        for variant in row.files.get("variants", {}).values()
+    )
+    return sorted({row[0] for row in tx.rows(query)}.union(variants))
 
 
 def _examples_in_groups(database: Database) -> Iterator[list[str]]:

@@ -75,6 +75,7 @@ def document(job: Job, story: Story, result: Result, summary: Json) -> Json:
             "parity": candidate.parity,
             "cost": [{"bytes": f.bytes, "milliseconds": f.milliseconds} for f in judged.files],
         },
+        "variants": [tried.to_json() for tried in result.variants],
         "digests": dict(result.digests),
         "seconds": summary["seconds"],
         "peak_memory_mib": summary["peak_memory_mib"],

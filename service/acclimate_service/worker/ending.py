@@ -114,6 +114,8 @@ def _summary(job: Job, story: Story, result: Result) -> dict[str, pydantic.JsonV
             "needed": judged.verdict.needed,
             "checks": [check.to_json() for check in judged.verdict.checks],
         }
+    if result.variants:
+        summary["variants"] = [tried.summary() for tried in result.variants]
     if outcome is not None:
         summary["choice"] = {
             "strategy": outcome.trial.candidate.strategy,

@@ -4,9 +4,10 @@
     BOOTSTRAP  open a backbone -> give it the source's labels -> adapt -> export -> judge
     REGISTER   open somebody's weights -> export -> measure
 
-Each ends in one transaction that writes the end state, and with it the version, the
-verdict and the alias. What a finished step made is kept in checkpoints, so another
-attempt goes on from there.
+What is accepted may get variants, each judged beside it. Every job ends in one
+transaction that writes the end state, and with it the version, the verdict and the
+alias. What a finished step made is kept in checkpoints, so another attempt goes on from
+there.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ from acclimate_service.training.trunk import Trunk
 from acclimate_service.worker import judgement
 from acclimate_service.worker.ending import conclude, fail
 from acclimate_service.worker.images import stored_images
-from acclimate_service.worker.publish import export_candidate
+from acclimate_service.worker.judgement import Judgement
+from acclimate_service.worker.publish import Candidate, export_candidate
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.stock import JobImages, images_of, verify_images
 from acclimate_service.worker.story import Story
 from acclimate_service.worker.suspects import TOLD, LabelScreen
+from acclimate_service.worker.variants import Bench, TriedVariant, try_variants, with_variants
 
 log = structlog.get_logger(__name__)
 
@@ -137,9 +140,11 @@ def adapt_job(desk: Desk) -> Result:
         screened=screen.found,
         threads=desk.threads,
     )
+    tried = _variants(desk, candidate, images, judged)
     return Result(
-        candidate=candidate,
+        candidate=with_variants(candidate, tried),
         judged=judged,
+        variants=tried,
         outcome=outcome,
         screened=screen.found,
         near_copies=images.near_copies,
@@ -171,9 +176,11 @@ def bootstrap_job(desk: Desk) -> Result:
     judged = judgement.judge_bootstrapped(
         story, desk.job, candidate, images, screened=screen.found, threads=desk.threads
     )
+    tried = _variants(desk, candidate, images, judged)
     return Result(
-        candidate=candidate,
+        candidate=with_variants(candidate, tried),
         judged=judged,
+        variants=tried,
         outcome=outcome,
         screened=screen.found,
         near_copies=images.near_copies,
@@ -292,6 +299,22 @@ def _learn(
         enter=story.enter,
         screen=screen,
     )
+
+
+def _variants(
+    desk: Desk, candidate: Candidate, images: JobImages, judged: Judgement
+) -> tuple[TriedVariant, ...]:
+    """What the job asks for beside the fp32 file, each judged by itself."""
+    bench = Bench(
+        story=desk.story,
+        job=desk.job,
+        candidate=candidate,
+        stock=images.stock,
+        judged=judged,
+        device=desk.device,
+        threads=desk.threads,
+    )
+    return try_variants(bench, desk.job.draft.spec.variants)
 
 
 def _announce(story: Story, images: JobImages, what: str) -> None:

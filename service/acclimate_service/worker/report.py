@@ -285,4 +285,6 @@ def _plain(value: pydantic.JsonValue) -> str:
     """A setting as it is read: ``yes`` for True, a dash for nothing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
     return "–" if value in (None, "") else printable(str(value), 1000)

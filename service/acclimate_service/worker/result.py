@@ -14,6 +14,7 @@ from acclimate_service.worker.judgement import Judgement
 from acclimate_service.worker.overlap import NearCopy
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.suspects import Screened
+from acclimate_service.worker.variants import TriedVariant
 
 STATE_OF = {
     Decision.ACCEPT: JobState.SUCCEEDED,
@@ -30,6 +31,7 @@ class Result:
     judged: Judgement
     outcome: Outcome | None = None  # of training; a registration has none
     screened: Screened | None = None  # as its labels were, before training
+    variants: tuple[TriedVariant, ...] = ()  # those asked for, of an accepted candidate
     near_copies: tuple[NearCopy, ...] = ()  # left out, as they show what is held out
     parent: VersionName | None = None
     digests: Mapping[str, str] = field(default_factory=dict)  # of the data, by domain

@@ -295,6 +295,18 @@ class Files(Part):
     cost: tuple[Cost, ...] = ()
 
 
+class VariantTold(Part):
+    """A variant that was asked for; see ``worker.variants.TriedVariant``."""
+
+    variant: Name
+    decision: Decision | None
+    agreement: float | None
+    images: int
+    told: Prose
+    sha256: Name | None
+    cost: tuple[Cost, ...]  # of fp32, then of the variant; empty if it could not be made
+
+
 class Told(Part):
     """The whole document."""
 
@@ -307,6 +319,7 @@ class Told(Part):
     sets: tuple[SetTold, ...]
     engine: Engine | None = None
     files: Files
+    variants: tuple[VariantTold, ...] = ()
     digests: dict[Name, Name] = pydantic.Field(default_factory=dict)
     screening: ScreeningTold | None = None
     label_suspects: tuple[Suspect, ...] = ()

@@ -409,6 +409,7 @@ class Service(
         return inference_pb2.PredictResponse(
             version="models/digits/versions/2",
             sha256="ab" * 32,
+            variant="int8",
             predictions=[inference_pb2.Prediction(classes=[ranked])] * count,
         )
 
@@ -434,6 +435,8 @@ class Service(
         stage = inference_pb2.VersionStatistics.Stage
         counts = inference_pb2.VersionStatistics(
             version="models/digits/versions/2",
+            variant="int8",
+            sha256="ab" * 32,
             images=6,
             runs=6,
             succeeded=stage(count=4, nanoseconds=50_000_000),

@@ -86,6 +86,7 @@ def test_every_command_has_help_with_an_example_and_json(run: Any, command: list
         (["jobs", "cancel", "j1"], ["cancel_requested"], True),
         (["jobs", "force", "j1", "--reason", "x"], ["origin"], "ACCEPTED"),
         (["adapt", "digits", "pens"], ["name"], "jobs/j1"),
+        (["adapt", "digits", "pens", "--variant", "int8"], ["name"], "jobs/j1"),
         (["report", "j1"], ["a"], 1),
         (["register", "digits", "timm/resnet18"], ["model", "architecture", "name"], "resnet18"),
     ],
@@ -109,6 +110,7 @@ def test_json_output_parses_and_nothing_else_is_printed(
         (["versions", "digits"], "production"),
         (["aliases", "digits"], "digits/2"),
         (["stats", "digits"], "12.5"),
+        (["stats", "digits"], "int8"),
         (["drift", "digits"], "unlike"),
         (["domains"], "d1"),
         (["domains", "get", "pens"], "domains/pens"),
@@ -293,7 +295,7 @@ def test_predictions_name_the_version(run: Any, tmp_path: Path) -> None:
     image.write_bytes(b"x")
     result = run("predict", "digits", image, image)
     assert result.stdout.count("75.0 %") == 2
-    assert "digits/2, sha256 abababababab" in result.stdout
+    assert "digits/2, int8, sha256 abababababab" in result.stdout
     found = json.loads(run("predict", "digits", image, "--json").stdout)["predictions"]
     assert found[0]["image"] == str(image)
     assert found[0]["prediction"]["classes"] == [{"label": "7", "probability": 0.75}]

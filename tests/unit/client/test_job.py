@@ -40,6 +40,7 @@ def test_what_is_asked_for_is_what_is_sent(service: Service, client: Client) -> 
         seed=0,
         base="2",
         promote_to="production",
+        variants=["int8"],
         guard_preset="strict",
         guard={"source_margin": 0.02, "reason": "tight"},
     )
@@ -49,6 +50,7 @@ def test_what_is_asked_for_is_what_is_sent(service: Service, client: Client) -> 
     assert request.base == "models/digits/versions/2"
     assert request.spec.epochs == 3
     assert request.spec.HasField("seed")
+    assert list(request.spec.variants) == ["int8"]
     assert not request.spec.HasField("views")
     assert request.spec.guard_overrides["source_margin"] == 0.02
     assert job.state is JobState.RUNNING

@@ -34,6 +34,7 @@ class Gate(Classifier):
 
     def __init__(self) -> None:
         self.labels, self.size, self.execution = 1, 8, Execution()
+        self.digest, self.precision = "", "fp32"
         self.through = threading.Event()
         self.runs: list[list[int]] = []
 

@@ -59,6 +59,7 @@ class Slow(Classifier):
 
     def __init__(self) -> None:
         self.labels, self.size, self.execution = 4, 8, Execution()
+        self.digest, self.precision = "", "fp32"
         self.through = threading.Event()
         self.running = threading.Event()
 

@@ -26,6 +26,7 @@ class Nothing(Classifier):
 
     def __init__(self) -> None:
         self.labels, self.size, self.execution = 1, 8, Execution()
+        self.digest, self.precision = "", "fp32"
 
     def warm(self, batches: Any = (1,)) -> None:
         assert batches

@@ -156,6 +156,18 @@ def test_a_repeated_request_is_known_though_the_models_policy_has_changed() -> N
     assert not convert_jobs.new_job(request).asks_for(accepted)
 
 
+def test_a_variant_that_is_named_twice_is_asked_for_once() -> None:
+    spec = asked(adaptation_pb2.AdaptationSpec(variants=["int8", "fp16", "int8"]))
+    assert spec.variants == ("int8", "fp16")
+    assert asked(convert_jobs.spec_out(spec)) == spec
+
+
+@pytest.mark.parametrize("unknown", ["int4", "fp32", ""])
+def test_an_unknown_variant_is_refused_by_name(unknown: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.variants"):
+        asked(adaptation_pb2.AdaptationSpec(variants=[unknown]))
+
+
 def test_a_spec_survives_being_written_and_read() -> None:
     overrides = struct_pb2.Struct()
     overrides.update({"source_margin": 0.05, "first_minimum": 40, "reason": "a small camera"})

@@ -36,6 +36,10 @@ def adapt(
     promote_to: Annotated[
         str, typer.Option(help="The alias to move when, and only when, the guard accepts.")
     ] = "",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Also make int8 (for CPUs) or fp16 (for GPUs); the guard judges each."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
     budget_seconds: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -81,6 +85,7 @@ def adapt(
             extend_labels=extend_labels,
             base=base,
             promote_to=promote_to,
+            variants=variant or (),
             guard_preset=guard_preset,
             guard=settings_of(guard_set or [], option="--guard-set"),
         )

@@ -48,5 +48,6 @@ def predict(
         ),
         empty="no images",
     )
-    for version in sorted({(prediction.version, prediction.sha256) for prediction in found}):
-        console.print(f"[dim]{short(version[0])}, sha256 {version[1][:12]}[/dim]")
+    for version, variant, sha256 in sorted({(p.version, p.variant, p.sha256) for p in found}):
+        told = ", ".join(filter(None, (short(version), variant, f"sha256 {sha256[:12]}")))
+        console.print(f"[dim]{told}[/dim]")

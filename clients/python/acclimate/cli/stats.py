@@ -28,9 +28,10 @@ def stats(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
         stages = version.succeeded, version.queue, version.decode, version.infer, version.encode
         unanswered = version.failed.count + version.cancelled.count
         counts = version.succeeded.count, unanswered, version.pending, version.images
-        rows.append((short(version.version), *counts, *map(_milliseconds, stages)))
+        file = version.variant, version.sha256[:12]
+        rows.append((short(version.version), *file, *counts, *map(_milliseconds, stages)))
     print_table(
-        ("VERSION", "OK", "FAILED", "PENDING", "IMAGES", "TOTAL", *_STAGES),
+        ("VERSION", "FILE", "SHA256", "OK", "FAILED", "PENDING", "IMAGES", "TOTAL", *_STAGES),
         rows,
         empty="nothing of this model was loaded since the server started",
     )

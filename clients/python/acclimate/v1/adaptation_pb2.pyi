@@ -750,6 +750,7 @@ class AdaptationSpec(_message.Message):
     PROMOTE_TO_FIELD_NUMBER: _builtins.int
     GUARD_PRESET_FIELD_NUMBER: _builtins.int
     GUARD_OVERRIDES_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """"auto" (the default) measures and chooses; others are rows of a table, see docs/strategies.md."""
     epochs: _builtins.int
@@ -770,6 +771,12 @@ class AdaptationSpec(_message.Message):
     """
     @_builtins.property
     def guard_overrides(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"int8", "fp16": also make these of the accepted version, each judged by the guard beside
+        it, and served (where a server asks for it) only if that accepts.
+        """
+
     def __init__(
         self,
         *,
@@ -784,10 +791,11 @@ class AdaptationSpec(_message.Message):
         promote_to: _builtins.str = ...,
         guard_preset: _builtins.str = ...,
         guard_overrides: _struct_pb2.Struct | None = ...,
+        variants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_budget_seconds", b"_budget_seconds", "_epochs", b"_epochs", "_replay_per_class", b"_replay_per_class", "_seed", b"_seed", "_views", b"_views", "batch_size", b"batch_size", "budget_seconds", b"budget_seconds", "epochs", b"epochs", "guard_overrides", b"guard_overrides", "replay_per_class", b"replay_per_class", "seed", b"seed", "views", b"views"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_budget_seconds", b"_budget_seconds", "_epochs", b"_epochs", "_replay_per_class", b"_replay_per_class", "_seed", b"_seed", "_views", b"_views", "batch_size", b"batch_size", "budget_seconds", b"budget_seconds", "epochs", b"epochs", "extend_labels", b"extend_labels", "guard_overrides", b"guard_overrides", "guard_preset", b"guard_preset", "promote_to", b"promote_to", "replay_per_class", b"replay_per_class", "seed", b"seed", "strategy", b"strategy", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_budget_seconds", b"_budget_seconds", "_epochs", b"_epochs", "_replay_per_class", b"_replay_per_class", "_seed", b"_seed", "_views", b"_views", "batch_size", b"batch_size", "budget_seconds", b"budget_seconds", "epochs", b"epochs", "extend_labels", b"extend_labels", "guard_overrides", b"guard_overrides", "guard_preset", b"guard_preset", "promote_to", b"promote_to", "replay_per_class", b"replay_per_class", "seed", b"seed", "strategy", b"strategy", "variants", b"variants", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015

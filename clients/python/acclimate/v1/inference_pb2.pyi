@@ -121,11 +121,14 @@ class PredictResponse(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """models/{model}/versions/{version}: what answered."""
     sha256: _builtins.str
-    """Of its model.onnx."""
+    """Of the file that answered."""
     id: _builtins.str
+    variant: _builtins.str
+    """Which of the version's files it was: "fp32", or a variant that the guard accepted."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """One for each image, in order."""
@@ -137,10 +140,11 @@ class PredictResponse(_message.Message):
         sha256: _builtins.str = ...,
         predictions: _abc.Iterable[Global___Prediction] | None = ...,
         id: _builtins.str = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "predictions", b"predictions", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "predictions", b"predictions", "sha256", b"sha256", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,6 +332,8 @@ class VersionStatistics(_message.Message):
     DECODE_FIELD_NUMBER: _builtins.int
     INFER_FIELD_NUMBER: _builtins.int
     ENCODE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """models/{model}/versions/{version}"""
     images: _builtins.int
@@ -336,6 +342,9 @@ class VersionStatistics(_message.Message):
     """Runs of the graph."""
     pending: _builtins.int
     """Requests that wait or run now."""
+    variant: _builtins.str
+    """The file that was loaded last: "fp32" or a variant, and its sha256."""
+    sha256: _builtins.str
     @_builtins.property
     def succeeded(self) -> Global___VersionStatistics.Stage:
         """Requests, from submission to answer."""
@@ -370,10 +379,12 @@ class VersionStatistics(_message.Message):
         decode: Global___VersionStatistics.Stage | None = ...,
         infer: Global___VersionStatistics.Stage | None = ...,
         encode: Global___VersionStatistics.Stage | None = ...,
+        variant: _builtins.str = ...,
+        sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "decode", b"decode", "encode", b"encode", "failed", b"failed", "infer", b"infer", "queue", b"queue", "succeeded", b"succeeded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "decode", b"decode", "encode", b"encode", "failed", b"failed", "images", b"images", "infer", b"infer", "pending", b"pending", "queue", b"queue", "runs", b"runs", "succeeded", b"succeeded", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "decode", b"decode", "encode", b"encode", "failed", b"failed", "images", b"images", "infer", b"infer", "pending", b"pending", "queue", b"queue", "runs", b"runs", "sha256", b"sha256", "succeeded", b"succeeded", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

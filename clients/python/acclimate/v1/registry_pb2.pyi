@@ -606,7 +606,9 @@ class ExportModelVersionResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     file: _builtins.str
-    """"model.onnx", "weights.safetensors" or "manifest.json"; set on a file's every message."""
+    """"model.onnx", "model.int8.onnx" and "model.fp16.onnx" where the guard accepted them,
+    "weights.safetensors" or "manifest.json"; set on a file's every message.
+    """
     chunk: _builtins.bytes
     sha256: _builtins.str
     """Of the whole file; set on its last message."""
