@@ -97,7 +97,8 @@ class ServeSettings(Settings):
 class WorkSettings(Settings):
     """What ``work`` needs beside the store."""
 
-    device: str = "auto"  # "auto": CUDA if present, else the CPU; or "cpu", "cuda", "cuda:1"
+    # "auto": CUDA if present, else the CPU.
+    device: str = pydantic.Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     lease_seconds: float = pydantic.Field(default=30.0, ge=2)
     poll_seconds: float = pydantic.Field(default=0.5, gt=0)

@@ -150,7 +150,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
     [
         ("PROVIDER", "cuda", "PROVIDER_UNAVAILABLE"),
         ("QUEUE", "none at all", "ACCLIMATE_QUEUE: Input should be a valid integer"),
-        ("DEVICE", "cuda:99", "cuda:99"),
+        ("DEVICE", "none at all", "ACCLIMATE_DEVICE: String should match"),
     ],
 )
 def test_what_cannot_run_as_it_is_set_up_ends_up_at_once_with_its_reason(
@@ -168,4 +168,4 @@ def test_what_cannot_run_as_it_is_set_up_ends_up_at_once_with_its_reason(
     assert why in ended.stderr
     assert "NOT_STARTED" in ended.stderr.splitlines()[-1]
     assert "RESTART" not in ended.stderr
-    assert "none at all" not in ended.stderr.replace("ACCLIMATE_QUEUE", "")
+    assert "none at all" not in ended.stderr  # a value may be a secret

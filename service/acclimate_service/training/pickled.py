@@ -218,7 +218,7 @@ class _Machine:
         plain = module in ("torch", "torch.storage") and last.isidentifier()
         rebuilds = module == "torch._utils" and last.startswith("_rebuild_")
         if not (plain or rebuilds or name == _DICT or name in _KNOWN):
-            raise Unfit(f"is a pickle that names {name[:80]!r}; nothing of it is run, and")
+            raise Unfit(f"is a pickle that names {name[:80]!r}, and nothing of it is run")
         self._stack.append(_Name(name))
 
     def _stored(self, _: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.contract.builders import draft, furnish
 
-from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.errors import ProviderUnavailable, StoreUnavailable
 from acclimate_service.domain.job import EventKind, Job, JobState, Lease
 from acclimate_service.domain.names import JobName
 from acclimate_service.store import Store, open_store
@@ -30,6 +31,7 @@ class StandIn:
         self.status: int | None = None
         self.quiet = 0.0
         self.gives_up = False
+        self.refuses = False
 
     def ready(self) -> bool:
         return True
@@ -47,7 +49,7 @@ class StandIn:
         return False
 
     def refused(self) -> bool:
-        return False
+        return self.refuses
 
     def gave_up(self) -> bool:
         return self.gives_up
@@ -136,6 +138,24 @@ def store(tmp_path: Path) -> Iterator[Store]:
     furnish(opened)
     yield opened
     opened.close()
+
+
+def test_a_worker_whose_device_is_not_there_ends_and_claims_nothing(store: Store) -> None:
+    name = store.jobs.enqueue(draft(), request_id="").name
+    absent = StandIn()
+    absent.status, absent.refuses = os.EX_CONFIG, True
+    loop = Loop(
+        store.jobs,
+        worker="one",
+        spawn=lambda _: absent,
+        lease_seconds=LEASE_SECONDS,
+        poll_seconds=0.01,
+        stall_seconds=60,
+        max_attempts=2,
+    )
+    with pytest.raises(ProviderUnavailable, match="out of memory"):  # its last words
+        loop.run(threading.Event())
+    assert store.jobs.get(name).state is JobState.QUEUED
 
 
 def test_outages_of_the_store_cost_a_job_none_of_its_attempts(store: Store) -> None:

@@ -20,6 +20,7 @@ from acclimate.cli.refusals import Exit, complain
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # before a dead child is started again
 TEND_SECONDS = 0.1  # between two looks
+REFUSAL_SECONDS = 600.0  # in which a process says that its settings cannot be met
 STEADY_SECONDS = 60.0  # after which a death is no longer counted as a failed start
 
 
@@ -53,9 +54,10 @@ class Child:
         if status is None:
             return
         self._running = None
-        if now - self._started > STEADY_SECONDS:
-            self._steady, self.failures = True, 0
-        self.failures += 1
+        ran = now - self._started
+        self.failures = 1 if ran > STEADY_SECONDS else self.failures + 1
+        # A full machine takes minutes to find out that it must refuse.
+        self._steady |= ran > (REFUSAL_SECONDS if status == Exit.USAGE else STEADY_SECONDS)
         self.refused = status == Exit.USAGE and not self._steady
         if self.refused:
             self._due = math.inf
