@@ -28,6 +28,7 @@ from acclimate_service.rpc.bounds import Gate
 from acclimate_service.rpc.door import Door, Visit
 from acclimate_service.rpc.idle import Idle
 from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.rates import Bucket
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # Quoted: generic in the stubs only.
@@ -43,6 +44,7 @@ _FAULTS: Final = (
     grpc.StatusCode.DATA_LOSS,
     grpc.StatusCode.UNAVAILABLE,
 )
+LINES_PER_SECOND: Final = 20.0  # of refusals in the log, twice as many at once
 _QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each
 
 
@@ -61,6 +63,24 @@ class Rule:
 
 
 _UNGATED: Final = Rule(gate=None, seconds=None, idle=True)
+
+
+class Sparing:
+    """Lets through so many lines a second: whoever is refused can be as often as they like."""
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._bucket = Bucket(rate, clock())
+        self._held = 0
+
+    def line(self) -> dict[str, int] | None:
+        """What to add to the next line, that some were held back before it; None: no line."""
+        if self._bucket.wait(self._clock(), 1) > 0:
+            self._held += 1
+            return None
+        self._bucket.take(1)
+        held, self._held = self._held, 0
+        return {"not_logged_before": held} if held else {}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -87,6 +107,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._default = default
         self._metrics = metrics
         self._tracer = tracer
+        self._sparing = Sparing(LINES_PER_SECOND)
         self.idle = Idle()
 
     async def intercept_service(
@@ -110,6 +131,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             rule=self._rules.get(method, _UNGATED if quiet else self._default),
             quiet=quiet,
             idle=self.idle,
+            sparing=self._sparing,
             metrics=self._metrics,
             tracer=None if quiet else self._tracer,
             parse=handler.request_deserializer,
@@ -145,6 +167,7 @@ class _Call:
         rule: Rule,
         quiet: bool,
         idle: Idle,
+        sparing: Sparing,
         metrics: Metrics,
         tracer: Tracer | None,
         parse: Callable[[bytes], Any] | None,
@@ -156,6 +179,7 @@ class _Call:
         self._rule = rule
         self._quiet = quiet
         self._idle = idle
+        self._sparing = sparing
         self._metrics = metrics
         self._tracer = tracer
         self._span: Span | None = None
@@ -292,8 +316,12 @@ class _Call:
             raise error
         answer = self._status(error)
         self._code = status.grpc_code(answer)
-        message = str(error) if isinstance(error, ServiceError) else answer.message
-        structlog.get_logger(__name__).info("call refused", code=self._code.name, message=message)
+        facts = self._sparing.line()
+        if facts is not None:
+            message = str(error) if isinstance(error, ServiceError) else answer.message
+            structlog.get_logger(__name__).info(
+                "call refused", code=self._code.name, message=message, **facts
+            )
         await context.abort(self._code, answer.message, status.trailing(answer))
 
     def _status(self, error: BaseException) -> status_pb2.Status:
