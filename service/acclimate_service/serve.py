@@ -88,6 +88,7 @@ async def _serve(settings: ServeSettings) -> int:
     pool: Pool[ModelVersion] = Pool(
         batcher,
         capacity=settings.resident_versions,
+        tail_bytes=settings.resident_tails_mib * 2**20,
         # Threads that a session makes have the priority of the one that loads it.
         nice=LOADER_NICE if execution.intra_op == 1 else 0,
     )

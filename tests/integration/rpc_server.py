@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from opentelemetry.trace import Tracer
 from PIL import Image
 
+from acclimate.oip import grpc_service_pb2_grpc
 from acclimate.v1 import (
     adaptation_pb2,
     adaptation_pb2_grpc,
@@ -41,6 +42,7 @@ from acclimate_service.domain.model import (
     Model,
     ModelVersion,
     Origin,
+    Parts,
     Precision,
     Preprocessing,
     WeightsSource,
@@ -83,6 +85,10 @@ class Service:
     def inference(self) -> inference_pb2_grpc.InferenceServiceStub:
         return inference_pb2_grpc.InferenceServiceStub(self.channel)
 
+    @property
+    def oip(self) -> grpc_service_pb2_grpc.GRPCInferenceServiceStub:
+        return grpc_service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
     def health(self, service: str = "") -> str:
         """The name of a service's health status."""
         check: Any = self.channel.unary_unary(
@@ -105,6 +111,7 @@ def running(
     *,
     capacity: int = 8,
     precision: Precision = "fp32",
+    tail_bytes: int = 2**31,
     admission: Admission = Admission(),  # noqa: B008  frozen
     tracer: Tracer | None = None,
     tls: grpc.ServerCredentials | None = None,
@@ -121,7 +128,7 @@ def running(
 
     async def live() -> None:
         batcher = Batcher(threads=2, room=limits.predictions)
-        pool: Pool[ModelVersion] = Pool(batcher, capacity=capacity)
+        pool: Pool[ModelVersion] = Pool(batcher, capacity=capacity, tail_bytes=tail_bytes)
         server = Server(
             store,
             pool,
@@ -313,8 +320,10 @@ def model(store: Store, name: str, labels: tuple[str, ...] = LABELS, source: str
     return made.name
 
 
-def version(store: Store, model: ModelName, content: bytes) -> VersionName:
-    """The next version of *model*, made by a job as a worker makes it."""
+def version(
+    store: Store, model: ModelName, content: bytes, *, halves: tuple[bytes, bytes] | None = None
+) -> VersionName:
+    """The next version of *model*, made by a job as a worker makes it; in two *halves*, too."""
     onnx_digest = store.blobs.put(content)
     weights = store.blobs.put(b"weights of " + content)
     artifacts = Artifacts(
@@ -322,6 +331,15 @@ def version(store: Store, model: ModelName, content: bytes) -> VersionName:
         weights=weights,
         onnx_bytes=len(content),
         weights_bytes=len(content) + len(b"weights of "),
+        parts=None
+        if halves is None
+        else Parts(
+            stage="head",
+            trunk=store.blobs.put(halves[0]),
+            tail=store.blobs.put(halves[1]),
+            trunk_bytes=len(halves[0]),
+            tail_bytes=len(halves[1]),
+        ),
     )
     draft = JobDraft(
         kind=JobKind.REGISTER,

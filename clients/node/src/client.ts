@@ -44,6 +44,8 @@ export type AdaptOptions = Partial<AdaptationSpec> & {
 export type RegisterOptions = Partial<Draft>;
 
 export interface PredictOptions {
+  /** Where the images come from: the version adapted to it answers. Left out: the model's name decides. */
+  domain?: string;
   /** How many classes to name, best first; left out: 5. */
   topK?: number;
   probabilities?: boolean;

@@ -47,6 +47,7 @@ class Wanted:
     embeddings: bool
     priority: int
     routing_key: str
+    domain: str
 
     def request(
         self, contents: list[bytes], shape: tuple[int, ...]
@@ -60,6 +61,7 @@ class Wanted:
             embeddings=self.embeddings,
             priority=self.priority,
             routing_key=self.routing_key,
+            domain=self.domain,
         )
         if shape:
             request.tensor.shape[:] = (len(contents), *shape)

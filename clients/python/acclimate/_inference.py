@@ -30,6 +30,7 @@ class InferenceCalls:
         model: str,
         images: Image | Iterable[Image],
         *,
+        domain: str = "",
         top_k: int = 5,
         probabilities: bool = False,
         logits: bool = False,
@@ -44,6 +45,8 @@ class InferenceCalls:
             model: ``digits`` (what is in production), ``digits@canary`` or ``digits/3``.
             images: one or many: a path, an encoded file's bytes, or uint8 pixels
                 [size, size, 3] that already have the model's size.
+            domain: where the images come from: the version that is adapted to it answers,
+                and *model* is the model alone. Empty: *model* says who answers.
             top_k: how many labels to name, best first.
             probabilities: also return every label's probability.
             logits: also return the logits.
@@ -55,7 +58,7 @@ class InferenceCalls:
 
         Raises:
             InvalidRequest: an image cannot be read, or pixels have the wrong shape.
-            NotFound: there is no such model, version or alias.
+            NotFound: there is no such model, version or alias, or none for the domain.
         """
         if isinstance(images, _images.ONE):
             images = [images]
@@ -67,6 +70,7 @@ class InferenceCalls:
             embeddings=embeddings,
             priority=priority,
             routing_key=routing_key,
+            domain=domain,
         )
         found: list[Prediction] = []
         for request in _images.requests(images, wanted, at_most=_images.REQUEST_IMAGES):
@@ -103,6 +107,7 @@ class InferenceCalls:
         model: str,
         images: Iterable[Image],
         *,
+        domain: str = "",
         top_k: int = 5,
         probabilities: bool = False,
         logits: bool = False,
@@ -127,6 +132,7 @@ class InferenceCalls:
             embeddings=embeddings,
             priority=priority,
             routing_key=routing_key,
+            domain=domain,
         )
         sending = _Sending(_images.requests(images, wanted, at_most=1))
         call = self._inference.PredictStream(

@@ -182,6 +182,20 @@ class AliasNotFound(ServiceError):
         super().__init__(f"no alias {name!r}; set it with SetAlias", name=name)
 
 
+class DomainNotServed(ServiceError):
+    """The model has no version of its own for this domain, and no other answers in its place."""
+
+    reason = "DOMAIN_NOT_SERVED"
+
+    def __init__(self, model: str, domain: str) -> None:
+        super().__init__(
+            f"{model} serves nothing for {domain!r}: adapt it to that domain with promote_to "
+            f"{domain!r}, or set its alias {domain!r}; without a domain, production answers",
+            model=model,
+            domain=domain,
+        )
+
+
 class BlobNotFound(ServiceError):
     """The blob store holds nothing under this digest."""
 

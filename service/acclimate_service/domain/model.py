@@ -13,6 +13,7 @@ from acclimate_service.domain.names import AliasName, DomainName, JobName, Model
 from acclimate_service.domain.policy import GuardPolicy
 
 PRODUCTION = "production"
+ACTIVATIONS = "activations"  # what a trunk's file gives and a tail's takes
 
 # What the numbers of a served file are. A version's own file is fp32; the others are
 # variants of it.
@@ -103,11 +104,27 @@ class Variant(pydantic.BaseModel, frozen=True, extra="forbid"):
     verdict: str
 
 
+class Parts(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A version's ONNX file in two, cut before ``stage``: what it may share, and what it may not.
+
+    Sizes are in bytes. Versions whose weights are equal below the cut name the same trunk.
+    Trunk and tail answered as the whole file does, to the bit, on the images that the
+    export was checked on; otherwise there would be none.
+    """
+
+    stage: str
+    trunk: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    tail: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    trunk_bytes: int = pydantic.Field(gt=0)
+    tail_bytes: int = pydantic.Field(gt=0)
+
+
 class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
     """The sha256 digests of a version's files in the blob store, and their sizes in bytes.
 
     ``onnx`` is the file that was judged as the version, in fp32. ``variants`` holds what
-    the guard accepted beside it, and nothing else.
+    the guard accepted beside it, and nothing else. ``parts`` is None for a version that is
+    served whole.
     """
 
     onnx: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
@@ -115,11 +132,14 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
     onnx_bytes: int = pydantic.Field(gt=0)
     weights_bytes: int = pydantic.Field(gt=0)
     variants: dict[Reduced, Variant] = {}
+    parts: Parts | None = None
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Every file that the version names."""
-        return (self.onnx, self.weights, *(one.onnx for one in self.variants.values()))
+        parts = () if self.parts is None else (self.parts.trunk, self.parts.tail)
+        variants = (one.onnx for one in self.variants.values())
+        return (self.onnx, self.weights, *parts, *variants)
 
     def served_as(self, wanted: Precision) -> tuple[Precision, str]:
         """What a server that prefers *wanted* loads: its precision and its digest.

@@ -2,7 +2,8 @@
 
 The queue is in order of priority, and among equals in order of arrival. On a CPU every
 request runs on its own as soon as a thread is free, and a request of many images is
-spread over the threads. On a GPU (``batching``) requests that wait are run together.
+spread over the threads. On a GPU (``batching``) requests that wait are run together,
+also those for several versions on one trunk: the trunk once, then each one's tail.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from acclimate_service.domain.errors import DeadlineTooShort, InputMismatch, Ove
 from acclimate_service.inference.answer import Answer, Timings, joined
 from acclimate_service.inference.classifier import (
     OUTPUTS,
+    Answers,
     Classifier,
     Pixels,
     check_outputs,
 )
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.trunks import Tailed, Trunk
 
 URGENT, ORDINARY, PATIENT = PRIORITIES = (1, 2, 3)  # as Triton counts: 1 goes first
 SMOOTHING = 0.1  # weight of the newest run in the running mean of seconds an image
@@ -263,7 +266,7 @@ class Batcher:
         return True
 
     def _gather(self, first: _Work) -> list[_Work]:
-        """*first*, and what may run with it: of the same version, up to a batch, in order."""
+        """*first*, and what may run with it: on the same trunk, up to a batch, in order."""
         assert self._batching is not None
         batch, total = [first], len(first.images)
         until = self._clock() + self._batching.delay
@@ -273,7 +276,7 @@ class Batcher:
                 entry = heapq.heappop(self._queue)
                 work = entry[-1]
                 fits = total + len(work.images) <= self._batching.images
-                if work.classifier is not first.classifier or not fits:
+                if work.classifier.first is not first.classifier.first or not fits:
                     passed.append(entry)
                 elif self._begins(work):
                     batch.append(work)
@@ -284,7 +287,7 @@ class Batcher:
             if total >= self._batching.images or left <= 0 or self._closed:
                 if self._queue:
                     self._changed.notify()
-                return batch
+                return _by_version(batch)
             self._changed.wait(left)
 
     def _answer(self, batch: list[_Work], started: int) -> list[Answer]:
@@ -299,24 +302,53 @@ class Batcher:
         names = [name for name in OUTPUTS if any(name in work.outputs for work in batch)]
         count = sum(map(len, pixels))
         began = time.perf_counter_ns()
-        outputs = classifier.run(self._padded(pixels, count), names)
+        padded = self._padded(pixels, count)
+        if batch[-1].classifier is classifier:
+            runs = [(batch, classifier.run(padded, names))]
+        else:
+            runs = self._through_one_trunk(batch, padded, names)
         inferred = time.perf_counter_ns() - began
-        answers, start = [], 0
-        for work in batch:
-            stop = start + len(work.images)
-            timings = Timings(
-                queue=started - work.submitted,
-                decode=decoded,
-                infer=inferred,
-                runs=(count,) if start == 0 else (),
-            )
-            rows = {name: outputs[name][start:stop] for name in work.outputs}
-            answers.append(Answer(outputs=rows, timings=timings))
-            start = stop
+        answers = []
+        for works, outputs in runs:
+            start = 0
+            for work in works:
+                stop = start + len(work.images)
+                timings = Timings(
+                    queue=started - work.submitted,
+                    decode=decoded,
+                    infer=inferred,
+                    runs=(sum(len(one.images) for one in works),) if start == 0 else (),
+                )
+                rows = {name: outputs[name][start:stop] for name in work.outputs}
+                answers.append(Answer(outputs=rows, timings=timings))
+                start = stop
         spent = (time.perf_counter_ns() - started) / 1e9 / count
         with self._changed:
             self._seconds += SMOOTHING * (spent - self._seconds) if self._seconds else spent
         return answers
+
+    def _through_one_trunk(
+        self, batch: list[_Work], padded: Pixels, names: list[str]
+    ) -> list[tuple[list[_Work], Answers]]:
+        """What several versions make of a batch: the trunk once, then each one's tail.
+
+        A tail runs on a size that was warmed, if need be with rows of others beside its own.
+        """
+        trunk = batch[0].classifier.first
+        assert isinstance(trunk, Trunk)
+        activations = trunk.run(padded)
+        found, start = [], 0
+        for classifier, group in itertools.groupby(batch, key=lambda work: work.classifier):
+            assert isinstance(classifier, Tailed)
+            works = list(group)
+            count = sum(len(work.images) for work in works)
+            size = self._batching.bucket(count) if self._batching else count
+            begin = min(start, len(padded) - size)
+            answers = classifier.above(activations, slice(begin, begin + size), names)
+            own = slice(start - begin, start - begin + count)
+            found.append((works, {name: rows[own] for name, rows in answers.items()}))
+            start += count
+        return found
 
     def _padded(self, pixels: list[Pixels], count: int) -> Pixels:
         if self._batching is not None and (more := self._batching.bucket(count) - count):
@@ -336,6 +368,12 @@ def _check(classifier: Classifier, images: Pixels | Encoded, outputs: tuple[str,
             f"images would be prepared at {images.preprocessing.size} pixels; this version takes "
             f"{classifier.size}",
         )
+
+
+def _by_version(batch: list[_Work]) -> list[_Work]:
+    """The same, with what is of one version together."""
+    order = {work.classifier: place for place, work in reversed(list(enumerate(batch)))}
+    return sorted(batch, key=lambda work: order[work.classifier])
 
 
 def _decode(images: Encoded) -> tuple[Pixels, int]:

@@ -10,6 +10,7 @@ Notation used for tensor shapes:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,20 +131,14 @@ class Classifier:
     ) -> Self:
         """Make a session of an ONNX file's bytes, and hold its graph to the contract.
 
-        Always from bytes: by path, onnxruntime follows a file's external data to wherever
-        it points. The digest comes first, since onnxruntime loads many damaged files
-        without an error.
-
         Raises:
             BlobCorrupt: the bytes do not have this sha256 (hex).
             ProviderUnavailable: onnxruntime has fallen back from the provider asked for.
             VersionUnloadable: it is not a model, or its inputs and outputs are others.
         """
-        found = hashlib.sha256(onnx).hexdigest()
-        if found != digest:
-            raise BlobCorrupt(digest, found)
-        session = _session(onnx, execution)
-        _hold_to_contract(session, labels=labels, size=size)
+        session = session_of(onnx, digest=digest, execution=execution)
+        hold_input_to_contract(session, size=size)
+        hold_outputs_to_contract(session, labels=labels)
         return cls(
             session,
             labels=labels,
@@ -152,6 +147,11 @@ class Classifier:
             digest=digest,
             precision=precision,
         )
+
+    @property
+    def first(self) -> object:
+        """What an image goes through first: versions with the same may be run together."""
+        return self
 
     def warm(self, batches: Sequence[int] = (1,)) -> None:
         """Run grey images in each batch size, so that no request meets a first time.
@@ -246,13 +246,30 @@ def check_outputs(outputs: Sequence[str]) -> None:
         )
 
 
-def _session(onnx: bytes, execution: Execution) -> ort.InferenceSession:
+def session_of(
+    onnx: bytes, *, digest: str, execution: Execution, shares: bool = False
+) -> ort.InferenceSession:
+    """A session of a file's bytes, whose sha256 (hex) must be *digest*.
+
+    Always from bytes: by path, onnxruntime follows a file's external data to wherever
+    it points. The digest comes first, since onnxruntime loads many damaged files without
+    an error. With *shares* its working memory on a CPU is one pool with all others' that
+    share: many small sessions would each keep their own.
+
+    Raises:
+        BlobCorrupt: the bytes are others.
+        ProviderUnavailable: onnxruntime has fallen back from the provider asked for.
+        VersionUnloadable: it is not a model.
+    """
+    found = hashlib.sha256(onnx).hexdigest()
+    if found != digest:
+        raise BlobCorrupt(digest, found)
     if execution.provider != "cpu":
         # Finds CUDA's libraries where pip put them, also when torch is not there to.
         ort.preload_dlls()
     try:
         session = ort.InferenceSession(
-            onnx, sess_options=_options(execution), providers=_providers(execution)
+            onnx, sess_options=_options(execution, shares), providers=_providers(execution)
         )
     except _FAILURES as error:
         raise VersionUnloadable(f"the version is no model that can be loaded: {error}") from error
@@ -264,11 +281,31 @@ def _session(onnx: bytes, execution: Execution) -> ort.InferenceSession:
             provider=execution.provider,
             present=present,
         )
+    # onnxruntime keeps the file for a fallback to another provider, which is refused above:
+    # without it a session takes half the memory.
+    session.disable_fallback()
+    session._model_bytes = None  # noqa: SLF001
     return session
 
 
-def _options(execution: Execution) -> ort.SessionOptions:
+@functools.cache
+def _one_pool() -> None:
+    """Have one pool of working memory in this process, for the sessions that ask for it."""
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    where = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    # 1: grow by what is asked for, not to the next power of two. -1: onnxruntime's default.
+    growth = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1}
+    limits = {"max_mem": 0, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg({**growth, **limits}))
+
+
+def _options(execution: Execution, shares: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    if shares:
+        _one_pool()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights come and go with their version: not out of the pool.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.intra_op_num_threads = execution.intra_op
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -294,7 +331,12 @@ def _providers(execution: Execution) -> list[tuple[str, dict[str, Any]]]:
     return [(_PROVIDERS["tensorrt"], {"device_id": execution.device}), cuda, cpu]
 
 
-def _hold_to_contract(session: ort.InferenceSession, *, labels: int, size: int) -> None:
+def hold_input_to_contract(session: ort.InferenceSession, *, size: int) -> None:
+    """See that a graph takes images, any number of them.
+
+    Raises:
+        VersionUnloadable: it does not.
+    """
     inputs = {value.name: (value.type, list(value.shape)) for value in session.get_inputs()}
     kind, shape = inputs.get(INPUT, ("", []))
     if len(inputs) != 1 or kind != "tensor(uint8)" or shape[1:] != [size, size, 3]:
@@ -303,6 +345,14 @@ def _hold_to_contract(session: ort.InferenceSession, *, labels: int, size: int) 
         )
     if isinstance(shape[0], int):
         raise VersionUnloadable(f"the version takes batches of {shape[0]} only")
+
+
+def hold_outputs_to_contract(session: ort.InferenceSession, *, labels: int) -> None:
+    """See that a graph answers with all of ``OUTPUTS``.
+
+    Raises:
+        VersionUnloadable: it does not.
+    """
     outputs = {value.name: (value.type, list(value.shape)) for value in session.get_outputs()}
     missing = [name for name in OUTPUTS if outputs.get(name, ("",))[0] != "tensor(float)"]
     if missing:

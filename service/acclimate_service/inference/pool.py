@@ -17,15 +17,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
+from acclimate_service.domain.errors import NotReady, VersionInUse
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.batcher import ORDINARY, Batcher
 from acclimate_service.inference.classifier import Classifier, Pixels
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.residents import (
+    Loaded,
+    Resident,
+    ResidentVersion,
+    Share,
+    make_room,
+)
 from acclimate_service.inference.statistics import Tally, VersionStatistics
 
 T = TypeVar("T")
@@ -34,45 +40,15 @@ LOADER_NICE = 10  # of the thread that loads
 REMEMBERED = 1000  # versions whose counts are kept after they were unloaded
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded(Generic[T]):
-    """What a loader returns: a classifier, and what its owner wants kept beside it."""
-
-    classifier: Classifier
-    details: T
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResidentVersion:
-    """A version in the pool. It answers requests unless it is ``loading`` or ``leaving``."""
-
-    version: str
-    loading: bool
-    leaving: bool
-    aliases: tuple[str, ...]
-    references: int
-
-
-class _Resident(Generic[T]):
-    def __init__(self, version: str, loaded: Loaded[T], tally: Tally) -> None:
-        self.version = version
-        self.loaded = [loaded]  # in a box that can be emptied on another thread
-        self.tally = tally
-        self.references = 0
-        self.leaving = False
-        self.unused = asyncio.Event()
-        self.unused.set()
-
-
 class Handle(Generic[T]):
     """The right to use a version: it stays loaded until the handle is released.
 
     Use it in a ``with`` statement.
     """
 
-    def __init__(self, pool: Pool[T], resident: _Resident[T]) -> None:
+    def __init__(self, pool: Pool[T], resident: Resident[T]) -> None:
         self._pool = pool
-        self._resident: _Resident[T] | None = resident
+        self._resident: Resident[T] | None = resident
         self.version = resident.version
 
     @property
@@ -121,7 +97,7 @@ class Handle(Generic[T]):
             resident, self._resident = self._resident, None
             self._pool._release(resident)  # noqa: SLF001  # two halves of one thing
 
-    def _held(self) -> _Resident[T]:
+    def _held(self) -> Resident[T]:
         if self._resident is None:
             raise RuntimeError(f"the handle of {self.version} was released")
         return self._resident
@@ -156,28 +132,41 @@ class Pool(Generic[T]):
         batcher: Batcher,
         *,
         capacity: int = 8,
+        tail_bytes: int = 2**31,
         spare: int = 1,
         warm: Sequence[int] | None = None,
         nice: int = LOADER_NICE,
     ) -> None:
         self.batcher = batcher
         self._capacity = capacity
+        self._tail_bytes = tail_bytes
         self._spare = spare
         self._warm = tuple(batcher.sizes if warm is None else warm)
-        self._residents: OrderedDict[str, _Resident[T]] = OrderedDict()  # the last used is last
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._residents: OrderedDict[str, Resident[T]] = OrderedDict()  # the last used is last
+        self._loading: dict[str, tuple[asyncio.Task[None], Share | None]] = {}
         self._aliases: dict[str, str] = {}
+        self._letting_go: set[str] = set()  # aliases whose versions may be unloaded, and come back
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         # One load at a time: loading is work, and predictions go on beside it.
         self._loader = ThreadPoolExecutor(
             1, thread_name_prefix="load", initializer=_step_back, initargs=(nice,)
         )
+        # For what a request waits for, which is as urgent as the request.
+        self._prompt = ThreadPoolExecutor(1, thread_name_prefix="load-now")
 
-    async def ensure(self, version: str, load: Callable[[], Loaded[T]]) -> Handle[T]:
+    async def ensure(
+        self,
+        version: str,
+        load: Callable[[], Loaded[T]],
+        *,
+        share: Share | None = None,
+        prompt: bool = False,
+    ) -> Handle[T]:
         """Have *version* loaded and warmed, and hold it.
 
-        *load* is called on a thread, unless the version is loaded or being loaded. When
-        it fails, everything else stays as it is.
+        *load* is called on a thread, unless the version is loaded or being loaded: on one
+        that steps back, or *prompt*, as a request waits for it. When it fails, everything
+        else stays as it is. *share* says what the version shares with others, if it does.
 
         Raises:
             Overloaded: the pool is full of versions in use.
@@ -185,13 +174,14 @@ class Pool(Generic[T]):
         """
         while (resident := self._residents.get(version)) is None:
             if version not in self._loading:
-                self._make_room()
-                task = asyncio.create_task(self._load(version, load))
+                self._make_room(version, share)
+                thread = self._prompt if prompt else self._loader
+                task = asyncio.create_task(self._load(version, load, share, thread))
                 # Whoever waits sees its error; when nobody does, nobody needs to.
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
-                self._loading[version] = task
+                self._loading[version] = task, share
             # Shielded: others may wait for the same load when this caller gives up.
-            await asyncio.shield(self._loading[version])
+            await asyncio.shield(self._loading[version][0])
         resident.leaving = False  # whoever unloads it wanted it gone before
         return self._hold(resident)
 
@@ -207,23 +197,28 @@ class Pool(Generic[T]):
             raise NotReady(f"nothing is loaded under {key!r}", name=key)
         return self._hold(resident)
 
-    def point(self, alias: str, version: str) -> str | None:
+    def point(self, alias: str, version: str, *, keep: bool = True) -> str | None:
         """Move *alias* to a loaded version, at once, and say where it was.
+
+        Without *keep* the version need not be loaded, and does not stay so for the alias's
+        sake: whoever needs it ensures it.
 
         Raises:
             NotReady: the version is not loaded.
         """
         resident = self._residents.get(version)
-        if resident is None or resident.leaving:
+        if keep and (resident is None or resident.leaving):
             raise NotReady(f"{version!r} is not loaded, so {alias!r} stays", name=version)
         previous = self._aliases.get(alias)
         self._aliases[alias] = version
+        (self._letting_go.discard if keep else self._letting_go.add)(alias)
         self._trim()
         return previous
 
     def unpoint(self, alias: str) -> str | None:
         """Forget *alias*, and say where it was."""
         previous = self._aliases.pop(alias, None)
+        self._letting_go.discard(alias)
         self._trim()
         return previous
 
@@ -235,7 +230,7 @@ class Pool(Generic[T]):
         Raises:
             VersionInUse: an alias points at it.
         """
-        aliases = self._aliases_of(version)
+        aliases = [a for a in self._aliases_of(version) if a not in self._letting_go]
         if aliases:
             raise VersionInUse(f"{version!r} serves as {', '.join(aliases)}", name=version)
         resident = self._residents.get(version)
@@ -267,6 +262,10 @@ class Pool(Generic[T]):
         ]
         return (*loaded, *loading)
 
+    def pointed_at(self, alias: str) -> str | None:
+        """Where an alias points, loaded or not; None if there is none of this name."""
+        return self._aliases.get(alias)
+
     def aliases(self) -> dict[str, str]:
         """Where each alias points."""
         return dict(self._aliases)
@@ -279,21 +278,32 @@ class Pool(Generic[T]):
     async def close(self) -> None:
         """Unload everything, in use or not, and end the loading thread."""
         self._aliases.clear()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        loading = [task for task, _ in self._loading.values()]
+        await asyncio.gather(*loading, return_exceptions=True)
         for resident in list(self._residents.values()):
             self._drop(resident)
         await asyncio.to_thread(self._loader.shutdown)
+        await asyncio.to_thread(self._prompt.shutdown)
 
-    async def _load(self, version: str, load: Callable[[], Loaded[T]]) -> None:
+    async def _load(
+        self,
+        version: str,
+        load: Callable[[], Loaded[T]],
+        share: Share | None,
+        thread: ThreadPoolExecutor,
+    ) -> None:
         try:
             loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._loader, self._loaded, load)
+            loaded = await loop.run_in_executor(thread, self._loaded, load)
             tally = self._tallies.setdefault(version, Tally())
             self._tallies.move_to_end(version)
             tally.loaded(loaded.classifier.precision, loaded.classifier.digest)
             while len(self._tallies) > REMEMBERED:
                 self._tallies.popitem(last=False)
-            self._residents[version] = _Resident(version, loaded, tally)
+            self._residents[version] = Resident(version, loaded, tally, share)
+            if share is not None:
+                # What a tail's file took on its way; many of them would add up.
+                self._loader.submit(_trim_memory)
         finally:
             del self._loading[version]
 
@@ -302,25 +312,30 @@ class Pool(Generic[T]):
         loaded.classifier.warm(self._warm)
         return loaded
 
-    def _hold(self, resident: _Resident[T]) -> Handle[T]:
+    def _hold(self, resident: Resident[T]) -> Handle[T]:
         resident.references += 1
         resident.unused.clear()
         self._residents.move_to_end(resident.version)
         return Handle(self, resident)
 
-    def _release(self, resident: _Resident[T]) -> None:
+    def _release(self, resident: Resident[T]) -> None:
         resident.references -= 1
         if not resident.references:
             resident.unused.set()
             self._trim()
 
-    def _make_room(self) -> None:
+    def _make_room(self, version: str, share: Share | None) -> None:
         """Unload what is idle until one more fits."""
-        idle = self._idle()
-        while len(self._residents) + len(self._loading) >= self._capacity:
-            if not idle:
-                raise Overloaded("the pool of loaded versions", retry_after=1)
-            self._drop(idle.pop(0))
+        for resident in make_room(
+            version,
+            share,
+            residents=self._residents.values(),
+            loading={name: share for name, (_, share) in self._loading.items()},
+            kept={at for alias, at in self._aliases.items() if alias not in self._letting_go},
+            capacity=self._capacity,
+            tail_bytes=self._tail_bytes,
+        ):
+            self._drop(resident)
 
     def _trim(self) -> None:
         """Unload what no alias needs and no request uses, but for the spare ones."""
@@ -328,7 +343,7 @@ class Pool(Generic[T]):
         for resident in idle[: max(len(idle) - self._spare, 0)]:
             self._drop(resident)
 
-    def _idle(self) -> list[_Resident[T]]:
+    def _idle(self) -> list[Resident[T]]:
         """What nothing needs now, the longest unused first."""
         pointed = set(self._aliases.values())
         return [
@@ -337,7 +352,7 @@ class Pool(Generic[T]):
             if not resident.references and not resident.leaving and resident.version not in pointed
         ]
 
-    def _drop(self, resident: _Resident[T]) -> None:
+    def _drop(self, resident: Resident[T]) -> None:
         if self._residents.get(resident.version) is resident:
             del self._residents[resident.version]
             self._loader.submit(_free, resident.loaded)
@@ -360,6 +375,10 @@ def _free(box: list[Loaded[T]]) -> None:
     glibc keeps what a session frees (measured: 574 MB stayed, 206 after a trim).
     """
     box.clear()
+    _trim_memory()
+
+
+def _trim_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)

@@ -206,6 +206,21 @@ def routing_key(request: pb.ModelInferRequest) -> str:
     return fields.text("parameters.routing_key", given, limit=300)
 
 
+def domain(request: pb.ModelInferRequest) -> str:
+    """The parameter ``domain``, whose version is to answer; or empty.
+
+    Raises:
+        InvalidName: it is no domain.
+        InvalidSpec: a version is named as well.
+    """
+    if "domain" not in request.parameters:
+        return ""
+    given = request.parameters["domain"].string_param
+    if request.model_version:
+        raise InvalidSpec("give either a version or a domain", field="parameters.domain")
+    return convert_predictions.domain("parameters.domain", given)
+
+
 def response(
     request: pb.ModelInferRequest,
     by: Handle[ModelVersion],

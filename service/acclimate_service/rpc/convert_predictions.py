@@ -14,7 +14,7 @@ from acclimate.v1 import inference_pb2 as pb
 from acclimate_service.domain.drift import Drift
 from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceError
 from acclimate_service.domain.model import ModelVersion
-from acclimate_service.domain.names import VersionName
+from acclimate_service.domain.names import VersionName, check_id
 from acclimate_service.inference.batcher import ORDINARY, PRIORITIES
 from acclimate_service.inference.pool import Handle
 from acclimate_service.inference.statistics import Duration, VersionStatistics
@@ -36,6 +36,7 @@ class Question:
     outputs: tuple[str, ...]
     priority: int
     routing_key: str  # empty: the images decide
+    domain: str  # its id; empty: the model's name decides who answers
 
 
 def question(request: pb.PredictRequest) -> Question:
@@ -62,6 +63,7 @@ def question(request: pb.PredictRequest) -> Question:
         outputs=tuple(wanted),
         priority=priority("priority", request.priority),
         routing_key=fields.text("routing_key", request.routing_key, limit=300),
+        domain=domain("domain", request.domain),
     )
 
 
@@ -72,6 +74,16 @@ def key(routing_key: str, contents: Sequence[bytes]) -> bytes:
     first = contents[0] if contents else b""
     # Enough to tell images apart: a file's or a tensor's beginning and end.
     return first[:4096] + first[-4096:]
+
+
+def domain(field: str, value: str) -> str:
+    """A domain's id, from that or its name; empty stays empty.
+
+    Raises:
+        InvalidName: it is neither.
+    """
+    text = fields.text(field, value, limit=300)
+    return check_id(text.removeprefix("domains/")) if text else ""
 
 
 def priority(field: str, value: int) -> int:

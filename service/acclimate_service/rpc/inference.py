@@ -108,7 +108,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             pixels = () if question.images else (request.tensor.pixels or request.tensor.floats,)
             return convert.key(question.routing_key, [*question.images, *pixels])
 
-        return await self._served.answer(question.model, Asked(key=key, ask=ask, write=write))
+        asked = Asked(key=key, ask=ask, write=write)
+        return await self._served.answer(question.model, asked, domain=question.domain)
 
 
 def deadline(context: Context) -> float | None:

@@ -15,7 +15,7 @@ import grpc.aio
 
 from acclimate.oip import grpc_service_pb2 as pb
 from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
-from acclimate_service.domain.errors import InvalidSpec, ServiceError
+from acclimate_service.domain.errors import InvalidSpec, PermissionDenied, ServiceError
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import ModelName, VersionName, check_id
 from acclimate_service.inference.answer import Answer
@@ -153,8 +153,17 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             deadline = own if deadline is None else min(own, deadline)
         priority = convert.priority(request)
         asked = convert.wanted(request)
-        name = convert.target(request.model_name, request.model_version)
-
+        domain = convert.domain(request)
+        if domain and domain not in caller().domains:
+            raise PermissionDenied(
+                f"domain: {domain!r} is outside of what {caller().who} may reach",
+                principal=caller().who,
+            )
+        name = (
+            str(ModelName(check_id(request.model_name)))
+            if domain
+            else convert.target(request.model_name, request.model_version)
+        )
         outputs = self._served.drifts.outputs(tuple(output.name for output in asked))
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
@@ -182,7 +191,8 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             typed = [content for one in request.inputs for content in one.contents.bytes_contents]
             return convert_predictions.key(routing_key, [*request.raw_input_contents, *typed])
 
-        return await self._served.answer(name, Asked(key=key, ask=ask, write=write))
+        asking = Asked(key=key, ask=ask, write=write)
+        return await self._served.answer(name, asking, domain=domain)
 
     # ── the repository ───────────────────────────────────────────────────────
 

@@ -173,8 +173,8 @@ _REGISTRY: Final = {
 }
 
 _INFERENCE: Final = {
-    "Predict": _right(PREDICT, models=("model",)),
-    "PredictStream": _right(PREDICT, models=("model",)),
+    "Predict": _right(PREDICT, models=("model",), domains=("domain",)),
+    "PredictStream": _right(PREDICT, models=("model",), domains=("domain",)),
     "ListVersionStatistics": _right(*ANY, models=("parent",)),
     "GetDrift": _right(*ANY, models=("model",)),
 }

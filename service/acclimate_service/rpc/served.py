@@ -22,6 +22,7 @@ import structlog
 
 from acclimate_service.domain.errors import (
     AliasNotFound,
+    DomainNotServed,
     InvalidName,
     NoIncumbent,
     NotReady,
@@ -31,12 +32,13 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion, Precision
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
-from acclimate_service.inference.classifier import Classifier, Execution
-from acclimate_service.inference.pool import Handle, Loaded, Pool
+from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.pool import Handle, Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.rollouts import Asked, Trials
 from acclimate_service.store import Store
 
@@ -66,8 +68,7 @@ class Served:
     ) -> None:
         self._store = store
         self._pool = pool
-        self._execution = execution
-        self._precision: Precision = precision
+        self._opening = Opening(store, execution=execution, precision=precision)
         self._lane = lane
         self._health = health
         self._metrics = metrics
@@ -86,20 +87,22 @@ class Served:
 
     # ── asking ───────────────────────────────────────────────────────────────
 
-    async def hold(self, name: str) -> Handle[ModelVersion]:
+    async def hold(self, name: str, *, domain: str = "") -> Handle[ModelVersion]:
         """Hold the version that answers under a model's, an alias's or a version's name.
 
-        A model's name stands for its alias "production". An alias is answered from
-        memory; a version that is named itself is loaded if it is not there.
+        A model's name stands for its alias "production", or, with the id of a *domain*,
+        for its alias of that id. An alias is answered from memory; a version that is
+        named itself, or is a tail, is loaded if it is not there.
 
         Raises:
-            InvalidName: it is none of the three.
+            InvalidName: it is none of the three, or, with a domain, no model's.
+            DomainNotServed: the model serves no version for the domain.
             AliasNotFound: nothing is served under this alias.
             NotReady: the model was unloaded from this server.
             VersionNotFound, VersionUnloadable: there is no such version to load.
             Overloaded: every place in the pool is taken.
         """
-        target = _target(name)
+        target = _target(name, domain)
         if target.model in self._unloaded:
             raise NotReady(
                 f"models/{target.model} was unloaded from this server; load it again, or move one "
@@ -110,20 +113,25 @@ class Served:
             try:
                 return self._pool.acquire(str(target))
             except NotReady:
-                return await self._load(target)
+                return await self._load(target, prompt=True)
         try:
             return self._pool.acquire(str(target))
         except NotReady:
-            raise AliasNotFound(str(target)) from None
+            cold = self._pool.pointed_at(str(target))
+            if cold is None and domain:
+                raise DomainNotServed(name, domain) from None
+            if cold is None:
+                raise AliasNotFound(str(target)) from None
+            return await self._load(VersionName.parse(cold), prompt=True)
 
-    async def answer(self, name: str, asked: Asked[T]) -> T:
+    async def answer(self, name: str, asked: Asked[T], *, domain: str = "") -> T:
         """The reply to a request, by whichever version answers it: see :class:`Trials`.
 
         Raises:
             ServiceError: as :meth:`hold`, or what answering raises.
         """
-        with await self.hold(name) as handle:
-            target = _target(name)
+        with await self.hold(name, domain=domain) as handle:
+            target = _target(name, domain)
             if isinstance(target, VersionName):
                 return asked.write(handle, await asked.ask(handle, False))
 
@@ -136,7 +144,9 @@ class Served:
             )
 
     def answers(self, name: str) -> bool:
-        """Whether what an alias or a version names is loaded and answers here."""
+        """Whether what an alias or a version names answers here: a version that is loaded."""
+        if self._pool.pointed_at(name) is not None:
+            return True
         try:
             self._pool.acquire(name).release()
         except NotReady:
@@ -144,8 +154,8 @@ class Served:
         return True
 
     def serves(self, alias: AliasName) -> bool:
-        """Whether a loaded version answers under *alias*."""
-        return str(alias) in self._pool.aliases()
+        """Whether a version answers under *alias*."""
+        return self._pool.pointed_at(str(alias)) is not None
 
     # ── moving ───────────────────────────────────────────────────────────────
 
@@ -166,11 +176,11 @@ class Served:
             AliasMoved: *expect* is given and the alias points elsewhere.
         """
         async with self._lock(alias.model):
-            with await self._load(version):
+            with await self._load(version) as handle:
                 moved = await self._lane.run(
                     self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
                 )
-                await self._point(alias, version)
+                await self._point(alias, handle.details)
             return moved
 
     async def rollback(self, alias: AliasName, *, who: str, why: str) -> Alias:
@@ -186,11 +196,11 @@ class Served:
             now = await self._lane.run(self._store.registry.get_alias, alias)
             if now.previous is None:
                 raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
-            with await self._load(now.previous):
+            with await self._load(now.previous) as handle:
                 moved = await self._lane.run(
                     self._store.registry.rollback, alias, expect=now.version, who=who, why=why
                 )
-                await self._point(alias, moved.version)
+                await self._point(alias, handle.details)
             return moved
 
     async def drop(self, alias: AliasName, *, who: str, why: str) -> None:
@@ -232,8 +242,7 @@ class Served:
             await self._lane.run(self._store.registry.get_model, model)
             aliases = await self._lane.run(self._store.registry.list_aliases, model)
             for alias in aliases:
-                with await self._load(alias.version):
-                    await self._point(alias.name, alias.version)
+                await self._serve(alias.name, alias.version)
             if not aliases:
                 page = await self._lane.run(self._store.registry.list_versions, model, 1)
                 if not page.items:
@@ -287,12 +296,11 @@ class Served:
             except AliasNotFound:
                 await self._unpoint(alias)
                 return
-            serving = self._pool.aliases().get(str(alias))
+            serving = self._pool.pointed_at(str(alias))
             if serving == str(current.version):
                 return
             try:
-                with await self._load(current.version):
-                    await self._point(alias, current.version)
+                await self._serve(alias, current.version)
             except ServiceError as error:
                 self._behind[alias] = time.monotonic() + RETRY_SECONDS
                 self._metrics.swaps.labels("failed").inc()
@@ -312,37 +320,40 @@ class Served:
         """What orders the moves of a model, so that a slow one cannot overtake a later one."""
         return self._locks[zlib.crc32(model.encode()) % LOCKS]
 
-    async def _load(self, name: VersionName) -> Handle[ModelVersion]:
-        return await self._pool.ensure(str(name), lambda: self._open(name))
+    async def _serve(self, alias: AliasName, name: VersionName) -> None:
+        """Have a version answer under *alias*: loaded first, unless nothing answers yet.
 
-    def _open(self, name: VersionName) -> Loaded[ModelVersion]:
-        """Make a session of the version's verified bytes. Called on the pool's own thread."""
-        version = self._store.registry.get_version(name)
-        manifest = version.manifest
-        precision, digest = manifest.artifacts.served_as(self._precision)
-        classifier = Classifier.open(
-            self._store.blobs.get(digest),
-            digest=digest,
-            labels=len(manifest.labels),
-            size=manifest.preprocessing.size,
-            execution=self._execution,
-            precision=precision,
-        )
-        structlog.get_logger(__name__).info(
-            "version loaded",
-            version=str(name),
-            variant=precision,
-            sha256=digest,
-            **({} if precision == self._precision else {"asked_for": self._precision}),
-        )
-        return Loaded(classifier=classifier, details=version)
+        Of many domains on one trunk a server that starts loads none before it is asked for.
+        """
+        if self._pool.pointed_at(str(alias)) is None and alias.alias != PRODUCTION:
+            version = await self._lane.run(self._store.registry.get_version, name)
+            if self._opening.share(version) is not None:
+                await self._point(alias, version)
+                return
+        with await self._load(name) as handle:
+            await self._point(alias, handle.details)
 
-    async def _point(self, alias: AliasName, version: VersionName) -> None:
-        self._pool.point(str(alias), str(version))
+    async def _load(self, name: VersionName, *, prompt: bool = False) -> Handle[ModelVersion]:
+        with contextlib.suppress(NotReady):
+            return self._pool.acquire(str(name))
+        version = await self._lane.run(self._store.registry.get_version, name)
+        return await self._pool.ensure(
+            str(name),
+            lambda: self._opening.open(version),
+            share=self._opening.share(version),
+            prompt=prompt,
+        )
+
+    async def _point(self, alias: AliasName, version: ModelVersion) -> None:
+        # A tail other than production's may go when memory is short: it is back soon.
+        keep = alias.alias == PRODUCTION or self._opening.share(version) is None
+        self._pool.point(str(alias), str(version.name), keep=keep)
         self._behind.pop(alias, None)
         self._unloaded.discard(alias.model)
         self._metrics.swaps.labels("served").inc()
-        structlog.get_logger(__name__).info("alias served", alias=str(alias), version=str(version))
+        structlog.get_logger(__name__).info(
+            "alias served", alias=str(alias), version=str(version.name)
+        )
         await self._tell_health(alias)
 
     async def _unpoint(self, alias: AliasName) -> None:
@@ -355,7 +366,9 @@ class Served:
             await self._health.set_model(ModelName(alias.model), self.serves(alias))
 
 
-def _target(name: str) -> AliasName | VersionName:
+def _target(name: str, domain: str = "") -> AliasName | VersionName:
+    if domain:
+        return AliasName(ModelName.parse(name).model, domain)
     if name.count("/") == 1:
         return AliasName(ModelName.parse(name).model, PRODUCTION)
     if "/aliases/" in name:

@@ -50,6 +50,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.NotFound: _Code.NOT_FOUND,
     errors.VersionNotFound: _Code.NOT_FOUND,
     errors.AliasNotFound: _Code.NOT_FOUND,
+    errors.DomainNotServed: _Code.NOT_FOUND,
     errors.BlobNotFound: _Code.DATA_LOSS,
     errors.AlreadyExists: _Code.ALREADY_EXISTS,
     errors.NoIncumbent: _Code.FAILED_PRECONDITION,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from acclimate_service.domain.model import Manifest
 from acclimate_service.domain.names import BatchName
 from acclimate_service.store import batches, schema
 from acclimate_service.store.blobs import Blobs
@@ -107,14 +108,12 @@ def _missing(database: Database, blobs: Blobs) -> Iterator[str]:
 
 def _named_by_results(tx: Transaction) -> list[str]:
     versions, jobs = schema.versions, schema.jobs
-    columns = (versions.c.onnx, versions.c.weights, jobs.c.report_html, jobs.c.report_json)
-    query = sa.union(*(sa.select(column).where(column != "") for column in columns))
-    variants = (
-        variant["onnx"]
-        for row in tx.rows(sa.select(versions.c.manifest["artifacts"].label("files")))
-        for variant in row.files.get("variants", {}).values()
-    )
-    return sorted({row[0] for row in tx.rows(query)}.union(variants))
+    columns = (jobs.c.report_html, jobs.c.report_json)
+    reports = sa.union(*(sa.select(column).where(column != "") for column in columns))
+    named = {row[0] for row in tx.rows(reports)}
+    for row in tx.rows(sa.select(versions.c.manifest)):
+        named.update(Manifest.model_validate(row.manifest).artifacts.digests)
+    return sorted(named)
 
 
 def _examples_in_groups(database: Database) -> Iterator[list[str]]:

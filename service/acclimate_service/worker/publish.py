@@ -12,14 +12,23 @@ import numpy.typing as npt
 import pydantic
 
 from acclimate_service.domain.job import EventKind, Phase
-from acclimate_service.domain.model import Architecture, Artifacts, Manifest, Origin, Preprocessing
+from acclimate_service.domain.model import (
+    Architecture,
+    Artifacts,
+    Manifest,
+    Origin,
+    Parts,
+    Preprocessing,
+)
 from acclimate_service.domain.names import JobName, VersionName
 from acclimate_service.imaging import prepare
+from acclimate_service.store import Checkpoint, Store
 from acclimate_service.training import weights
 from acclimate_service.training.dataset import ImageSource
 from acclimate_service.training.export import export
 from acclimate_service.training.network import Network
 from acclimate_service.training.run import numpy_rng
+from acclimate_service.worker.parting import Parting, part
 from acclimate_service.worker.story import Story
 
 PARITY_IMAGES = 16
@@ -49,11 +58,14 @@ def export_candidate(
     images: ImageSource | None,
     *,
     like: str | None,
+    below: str | None = None,
 ) -> Candidate:
     """Export *network*, prove on real *images* that the file answers as it does, keep both.
 
     Args:
-        like: the digest of an earlier ONNX file whose graph may be reused.
+        like: the digest of the ONNX file that it was adapted from: its graph may be reused,
+            and its trunk shared.
+        below: the stage above which its trunk must not reach.
 
     Raises:
         ExportMismatch: the file does not answer as the network does.
@@ -72,7 +84,12 @@ def export_candidate(
             f"logits within {made.parity.max_abs_logit:.1e}",
             parity,
         )
-        story.keep(_KEY, parity, {"onnx": made.onnx, "weights": weights.save(network)})
+        parting = part(made.onnx, network, parity_images, parent=old, below=below)
+        story.keep(
+            _KEY,
+            parity | {"stage": parting.stage},
+            {"onnx": made.onnx, "weights": weights.save(network), **_halves(story, parting)},
+        )
         kept = story.kept(_KEY)
         assert kept is not None
     blobs = story.store.blobs
@@ -86,9 +103,37 @@ def export_candidate(
             weights=kept.blobs["weights"],
             onnx_bytes=len(onnx),
             weights_bytes=blobs.size(kept.blobs["weights"]),
+            parts=_parts(story.store, kept),
         ),
         onnx=onnx,
-        parity=kept.record,
+        parity={key: value for key, value in kept.record.items() if key != "stage"},
+    )
+
+
+def _halves(story: Story, parting: Parting) -> dict[str, bytes]:
+    """The files of trunk and tail, if there are any, and a word on it in the story."""
+    if parting.halves is None:
+        story.tell(EventKind.DECISION, f"the version shares no trunk: {parting.why}", {})
+        return {}
+    trunk, tail = parting.halves.trunk, parting.halves.tail
+    story.tell(
+        EventKind.DECISION,
+        f"cut before {parting.stage}: a tail of {len(tail) / 1e6:.1f} MB on a trunk that other "
+        "versions may share, which together answer as the whole file does, to the bit",
+        {"stage": parting.stage, "trunk_bytes": len(trunk), "tail_bytes": len(tail)},
+    )
+    return {"trunk": trunk, "tail": tail}
+
+
+def _parts(store: Store, kept: Checkpoint) -> Parts | None:
+    if "trunk" not in kept.blobs:
+        return None
+    return Parts(
+        stage=str(kept.record["stage"]),
+        trunk=kept.blobs["trunk"],
+        tail=kept.blobs["tail"],
+        trunk_bytes=store.blobs.size(kept.blobs["trunk"]),
+        tail_bytes=store.blobs.size(kept.blobs["tail"]),
     )
 
 

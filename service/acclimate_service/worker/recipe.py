@@ -129,7 +129,12 @@ def adapt_job(desk: Desk) -> Result:
     screen = _screen(desk, images, space, known=len(incumbent.manifest.labels))
     outcome = _learn(desk, network, images, screen, bootstrap=False)
     candidate = export_candidate(
-        story, network, space, images.stock.train, like=incumbent.manifest.artifacts.onnx
+        story,
+        network,
+        space,
+        images.stock.train,
+        like=incumbent.manifest.artifacts.onnx,
+        below=_cut_of(desk, incumbent),
     )
     judged = judgement.judge_adapted(
         story,
@@ -227,6 +232,17 @@ def _label_space(desk: Desk, incumbent: ModelVersion) -> tuple[str, ...]:
         return labels
     offered = desk.store.domains.get(desk.job.draft.target).labels
     return labels + tuple(label for label in offered if label not in labels)
+
+
+def _cut_of(desk: Desk, incumbent: ModelVersion) -> str | None:
+    """Where the incumbent is cut, if it was adapted to the same domain.
+
+    Adapted once more, it goes on sharing a trunk with the other domains' versions, where
+    a cut of its own, further up, would leave it alone on one.
+    """
+    parts = incumbent.manifest.artifacts.parts
+    made_for = desk.store.jobs.get(incumbent.job).draft.target
+    return None if parts is None or made_for != desk.job.draft.target else parts.stage
 
 
 def _open_version(desk: Desk, version: ModelVersion, *, labels: int) -> Network:

@@ -45,6 +45,9 @@ def _graph(
         helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["embeddings"], keepdims=0),
         helper.make_node("MatMul", ["embeddings", "matrix"], ["products"]),
+        # A row that follows from the images, or onnxruntime would fold the weights away.
+        helper.make_node("Shape", [name], ["count"], start=0, end=1),
+        helper.make_node("Mul", ["count", "none"], ["row"]),
         helper.make_node("Gather", ["heavy", "row"], ["nothing"]),
         helper.make_node("Add", ["products", "nothing"], ["sums"]),
         helper.make_node("Add", ["sums", "bias"], ["logits"]),
@@ -64,7 +67,7 @@ def _graph(
             numpy_helper.from_array(matrix, "matrix"),
             numpy_helper.from_array(bias, "bias"),
             numpy_helper.from_array(heavy, "heavy"),
-            numpy_helper.from_array(np.array(0, np.int64), "row"),
+            numpy_helper.from_array(np.array([0], np.int64), "none"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -20,7 +20,8 @@ import pytest
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
-from acclimate_service.inference.pool import Loaded, Pool
+from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.residents import Loaded
 
 Opened = Callable[..., Classifier]
 Loader = Callable[[], Loaded[int]]

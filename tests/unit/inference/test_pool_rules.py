@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
 from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.classifier import Classifier, Execution
-from acclimate_service.inference.pool import Handle, Loaded, Pool
+from acclimate_service.inference.pool import Handle, Pool
+from acclimate_service.inference.residents import Loaded
 
 CAPACITY, SPARE = 4, 1
 VERSIONS = st.sampled_from([f"versions/{number}" for number in range(7)])

@@ -16,16 +16,19 @@ def predict(
         str, typer.Argument(metavar="MODEL", help="shop (its production), shop@canary or shop/3.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG or WebP.")],
+    domain: Annotated[
+        str, typer.Option(help="Where the images come from: the version adapted to it answers.")
+    ] = "",
     top: Annotated[int, typer.Option(help="How many labels to name.", min=1)] = 3,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """Predict on images; the answer names the exact version that gave it.
 
-    Example: acclimate predict shop photo.jpg other.png
+    Example: acclimate predict shop photo.jpg other.png --domain dock-7
     """
     with connect(server) as client:
-        found = client.predict(model, images, top_k=top)
+        found = client.predict(model, images, domain=domain, top_k=top)
     if as_json:
         answers = [
             {"image": image, "prediction": prediction}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x63\x63limate/v1/inference.proto\x12\x0c\x61\x63\x63limate.v1\"\xd2\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x14.acclimate.v1.Tensor\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x15\n\rprobabilities\x18\x05 \x01(\x08\x12\x0e\n\x06logits\x18\x06 \x01(\x08\x12\x12\n\nembeddings\x18\x07 \x01(\x08\x12\n\n\x02id\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x13\n\x0brouting_key\x18\n \x01(\t\"7\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66loats\x18\x03 \x01(\x0c\"~\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12-\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x18.acclimate.v1.Prediction\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\"\xa4\x01\n\nPrediction\x12/\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x1e.acclimate.v1.Prediction.Class\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x11\n\tembedding\x18\x04 \x03(\x02\x1a+\n\x05\x43lass\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xca\x01\n\x15PredictStreamResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.acclimate.v1.PredictResponseH\x00\x12>\n\x07refusal\x18\x02 \x01(\x0b\x32+.acclimate.v1.PredictStreamResponse.RefusalH\x00\x1a\x36\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\tB\x06\n\x04part\".\n\x1cListVersionStatisticsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"T\n\x1dListVersionStatisticsResponse\x12\x33\n\nstatistics\x18\x01 \x03(\x0b\x32\x1f.acclimate.v1.VersionStatistics\"\xa6\x04\n\x11VersionStatistics\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\x0c\n\x04runs\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x38\n\tsucceeded\x18\x05 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x38\n\tcancelled\x18\x07 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x34\n\x05queue\x18\x08 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x64\x65\x63ode\x18\t \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x34\n\x05infer\x18\n \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x65ncode\x18\x0b \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x0f\n\x07variant\x18\x0c \x01(\t\x12\x0e\n\x06sha256\x18\r \x01(\t\x1a+\n\x05Stage\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0bnanoseconds\x18\x02 \x01(\x03\" \n\x0fGetDriftRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xba\x01\n\x05\x44rift\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12+\n\x07\x64omains\x18\x03 \x03(\x0b\x32\x1a.acclimate.v1.Drift.Domain\x12\x0b\n\x03\x64ue\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\t\x1a\x45\n\x06\x44omain\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08\x64istance\x18\x02 \x01(\x01\x12\t\n\x01p\x18\x03 \x01(\x01\x12\x0e\n\x06unlike\x18\x04 \x01(\x08\x32\xe4\x02\n\x10InferenceService\x12\x46\n\x07Predict\x12\x1c.acclimate.v1.PredictRequest\x1a\x1d.acclimate.v1.PredictResponse\x12V\n\rPredictStream\x12\x1c.acclimate.v1.PredictRequest\x1a#.acclimate.v1.PredictStreamResponse(\x01\x30\x01\x12p\n\x15ListVersionStatistics\x12*.acclimate.v1.ListVersionStatisticsRequest\x1a+.acclimate.v1.ListVersionStatisticsResponse\x12>\n\x08GetDrift\x12\x1d.acclimate.v1.GetDriftRequest\x1a\x13.acclimate.v1.Driftb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x63\x63limate/v1/inference.proto\x12\x0c\x61\x63\x63limate.v1\"\xe2\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x14.acclimate.v1.Tensor\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x15\n\rprobabilities\x18\x05 \x01(\x08\x12\x0e\n\x06logits\x18\x06 \x01(\x08\x12\x12\n\nembeddings\x18\x07 \x01(\x08\x12\n\n\x02id\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x13\n\x0brouting_key\x18\n \x01(\t\x12\x0e\n\x06\x64omain\x18\x0b \x01(\t\"7\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66loats\x18\x03 \x01(\x0c\"~\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12-\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x18.acclimate.v1.Prediction\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\"\xa4\x01\n\nPrediction\x12/\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x1e.acclimate.v1.Prediction.Class\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x11\n\tembedding\x18\x04 \x03(\x02\x1a+\n\x05\x43lass\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xca\x01\n\x15PredictStreamResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.acclimate.v1.PredictResponseH\x00\x12>\n\x07refusal\x18\x02 \x01(\x0b\x32+.acclimate.v1.PredictStreamResponse.RefusalH\x00\x1a\x36\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\tB\x06\n\x04part\".\n\x1cListVersionStatisticsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"T\n\x1dListVersionStatisticsResponse\x12\x33\n\nstatistics\x18\x01 \x03(\x0b\x32\x1f.acclimate.v1.VersionStatistics\"\xa6\x04\n\x11VersionStatistics\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\x0c\n\x04runs\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x38\n\tsucceeded\x18\x05 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x38\n\tcancelled\x18\x07 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x34\n\x05queue\x18\x08 \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x64\x65\x63ode\x18\t \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x34\n\x05infer\x18\n \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x35\n\x06\x65ncode\x18\x0b \x01(\x0b\x32%.acclimate.v1.VersionStatistics.Stage\x12\x0f\n\x07variant\x18\x0c \x01(\t\x12\x0e\n\x06sha256\x18\r \x01(\t\x1a+\n\x05Stage\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0bnanoseconds\x18\x02 \x01(\x03\" \n\x0fGetDriftRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xba\x01\n\x05\x44rift\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12+\n\x07\x64omains\x18\x03 \x03(\x0b\x32\x1a.acclimate.v1.Drift.Domain\x12\x0b\n\x03\x64ue\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\t\x1a\x45\n\x06\x44omain\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08\x64istance\x18\x02 \x01(\x01\x12\t\n\x01p\x18\x03 \x01(\x01\x12\x0e\n\x06unlike\x18\x04 \x01(\x08\x32\xe4\x02\n\x10InferenceService\x12\x46\n\x07Predict\x12\x1c.acclimate.v1.PredictRequest\x1a\x1d.acclimate.v1.PredictResponse\x12V\n\rPredictStream\x12\x1c.acclimate.v1.PredictRequest\x1a#.acclimate.v1.PredictStreamResponse(\x01\x30\x01\x12p\n\x15ListVersionStatistics\x12*.acclimate.v1.ListVersionStatisticsRequest\x1a+.acclimate.v1.ListVersionStatisticsResponse\x12>\n\x08GetDrift\x12\x1d.acclimate.v1.GetDriftRequest\x1a\x13.acclimate.v1.Driftb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'acclimate.v1.inference_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTREQUEST']._serialized_start=47
-  _globals['_PREDICTREQUEST']._serialized_end=257
-  _globals['_TENSOR']._serialized_start=259
-  _globals['_TENSOR']._serialized_end=314
-  _globals['_PREDICTRESPONSE']._serialized_start=316
-  _globals['_PREDICTRESPONSE']._serialized_end=442
-  _globals['_PREDICTION']._serialized_start=445
-  _globals['_PREDICTION']._serialized_end=609
-  _globals['_PREDICTION_CLASS']._serialized_start=566
-  _globals['_PREDICTION_CLASS']._serialized_end=609
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=612
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=814
-  _globals['_PREDICTSTREAMRESPONSE_REFUSAL']._serialized_start=752
-  _globals['_PREDICTSTREAMRESPONSE_REFUSAL']._serialized_end=806
-  _globals['_LISTVERSIONSTATISTICSREQUEST']._serialized_start=816
-  _globals['_LISTVERSIONSTATISTICSREQUEST']._serialized_end=862
-  _globals['_LISTVERSIONSTATISTICSRESPONSE']._serialized_start=864
-  _globals['_LISTVERSIONSTATISTICSRESPONSE']._serialized_end=948
-  _globals['_VERSIONSTATISTICS']._serialized_start=951
-  _globals['_VERSIONSTATISTICS']._serialized_end=1501
-  _globals['_VERSIONSTATISTICS_STAGE']._serialized_start=1458
-  _globals['_VERSIONSTATISTICS_STAGE']._serialized_end=1501
-  _globals['_GETDRIFTREQUEST']._serialized_start=1503
-  _globals['_GETDRIFTREQUEST']._serialized_end=1535
-  _globals['_DRIFT']._serialized_start=1538
-  _globals['_DRIFT']._serialized_end=1724
-  _globals['_DRIFT_DOMAIN']._serialized_start=1655
-  _globals['_DRIFT_DOMAIN']._serialized_end=1724
-  _globals['_INFERENCESERVICE']._serialized_start=1727
-  _globals['_INFERENCESERVICE']._serialized_end=2083
+  _globals['_PREDICTREQUEST']._serialized_end=273
+  _globals['_TENSOR']._serialized_start=275
+  _globals['_TENSOR']._serialized_end=330
+  _globals['_PREDICTRESPONSE']._serialized_start=332
+  _globals['_PREDICTRESPONSE']._serialized_end=458
+  _globals['_PREDICTION']._serialized_start=461
+  _globals['_PREDICTION']._serialized_end=625
+  _globals['_PREDICTION_CLASS']._serialized_start=582
+  _globals['_PREDICTION_CLASS']._serialized_end=625
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=628
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=830
+  _globals['_PREDICTSTREAMRESPONSE_REFUSAL']._serialized_start=768
+  _globals['_PREDICTSTREAMRESPONSE_REFUSAL']._serialized_end=822
+  _globals['_LISTVERSIONSTATISTICSREQUEST']._serialized_start=832
+  _globals['_LISTVERSIONSTATISTICSREQUEST']._serialized_end=878
+  _globals['_LISTVERSIONSTATISTICSRESPONSE']._serialized_start=880
+  _globals['_LISTVERSIONSTATISTICSRESPONSE']._serialized_end=964
+  _globals['_VERSIONSTATISTICS']._serialized_start=967
+  _globals['_VERSIONSTATISTICS']._serialized_end=1517
+  _globals['_VERSIONSTATISTICS_STAGE']._serialized_start=1474
+  _globals['_VERSIONSTATISTICS_STAGE']._serialized_end=1517
+  _globals['_GETDRIFTREQUEST']._serialized_start=1519
+  _globals['_GETDRIFTREQUEST']._serialized_end=1551
+  _globals['_DRIFT']._serialized_start=1554
+  _globals['_DRIFT']._serialized_end=1740
+  _globals['_DRIFT_DOMAIN']._serialized_start=1671
+  _globals['_DRIFT_DOMAIN']._serialized_end=1740
+  _globals['_INFERENCESERVICE']._serialized_start=1743
+  _globals['_INFERENCESERVICE']._serialized_end=2099
 # @@protoc_insertion_point(module_scope)

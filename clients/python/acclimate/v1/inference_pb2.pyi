@@ -32,6 +32,7 @@ class PredictRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """models/{model}/aliases/{alias}, models/{model}/versions/{version}, or models/{model}
     for its alias "production".
@@ -51,6 +52,10 @@ class PredictRequest(_message.Message):
     routing_key: _builtins.str
     """During a canary, requests with the same key are all answered by the same version (a
     camera's id, say). Without one, a request's own content decides.
+    """
+    domain: _builtins.str
+    """domains/{domain}, or its id: the version that is adapted to it answers, the one that the
+    model's alias of the same id points at. Then model is models/{model}.
     """
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -73,10 +78,11 @@ class PredictRequest(_message.Message):
         id: _builtins.str = ...,
         priority: _builtins.int = ...,
         routing_key: _builtins.str = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "priority", b"priority", "probabilities", b"probabilities", "routing_key", b"routing_key", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "embeddings", b"embeddings", "id", b"id", "images", b"images", "logits", b"logits", "model", b"model", "priority", b"priority", "probabilities", b"probabilities", "routing_key", b"routing_key", "tensor", b"tensor", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
