@@ -128,9 +128,13 @@ def add_versions(home: Path, count: int) -> list[str]:
         for step in range(1, count + 1):
             content = _turned(whole, step).SerializeToString()
             artifacts = first.manifest.artifacts.model_copy(
-                update={"onnx": store.blobs.put(content), "onnx_bytes": len(content)}
+                update={
+                    "onnx": store.blobs.put(content),
+                    "onnx_bytes": len(content),
+                    "parts": None,  # they would be the first one's
+                }
             )
-            names.append(str(_version(store, first.manifest, artifacts)))
+            names.append(str(add_version(store, first.manifest, artifacts)))
         return names
     finally:
         store.close()
@@ -147,7 +151,8 @@ def _turned(whole: onnx.ModelProto, step: int) -> onnx.ModelProto:
     return turned
 
 
-def _version(store: Store, like: domain.Manifest, artifacts: domain.Artifacts) -> VersionName:
+def add_version(store: Store, like: domain.Manifest, artifacts: domain.Artifacts) -> VersionName:
+    """A further version of the model, like one that is there but for its files."""
     draft = JobDraft(
         kind=JobKind.REGISTER,
         model=ModelName(MODEL),
