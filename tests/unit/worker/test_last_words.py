@@ -1,0 +1,65 @@
+"""What those who watch a job are told of a trainer that died: how, and not where."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from acclimate_service.worker import trainer
+from acclimate_service.worker.trainer import ChildTrainer, Workplace
+
+
+def last_words(monkeypatch: pytest.MonkeyPatch, folder: Path, *, said: str, status: int) -> str:
+    """The last words of a child that says *said* and ends."""
+    python = folder / "python"
+    (folder / "said").write_text(said)
+    python.write_text(f'#!/bin/sh\ncat "{folder}/said" >&2\nexit {status}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(trainer.sys, "executable", str(python))  # type: ignore[attr-defined]
+    workplace = Workplace(
+        store_url="",
+        blob_root=folder,
+        home=folder,
+        device="cpu",
+        threads=1,
+        cache_bytes=0,
+        priority="usual",
+    )
+    before = set(threading.enumerate())
+    child = ChildTrainer(workplace)
+    child._child.wait(30)
+    for reader in set(threading.enumerate()) - before:
+        reader.join(30)
+    told = child.last_words()
+    for pipe in (child._child.stdin, child._child.stdout, child._child.stderr):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):  # it did not read what it was sent
+            pipe.close()
+    return told
+
+
+def test_no_folder_and_no_address_of_the_machine_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = (
+        'File "/srv/acclimate/lib/python3.11/torch/serialization.py", line 3, in load\n'
+        "OperationalError: postgresql+psycopg://ada:secret@10.1.2.3:5432/store and/or 3/4 images\n"
+        "MemoryError: /var/lib/acclimate/blobs/sha256/ab/abcd is too large\n"
+    )
+    told = last_words(monkeypatch, tmp_path, said=said, status=1)
+    assert told == (
+        'exit status 1; File "…serialization.py", line 3, in load; '
+        "OperationalError: postgresql+… and/or 3/4 images; MemoryError: …abcd is too large"
+    )
+
+
+def test_of_an_absent_store_nothing_else_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = 'connection to server at "10.1.2.3" failed for user "ada"\n'
+    told = last_words(monkeypatch, tmp_path, said=said, status=os.EX_TEMPFAIL)
+    assert told == "the store was out of reach"
