@@ -26,6 +26,7 @@ from acclimate_service.domain.names import JobName
 STALL_SECONDS = 15.0
 EXIT_SECONDS = 30.0
 MORE = 8 * 2**20  # bytes that a trainer short of memory may still have
+EARLY = (Phase.PREPARING, Phase.PROBING)
 LONG = {"epochs": 200}  # a job that is still at it when something happens to it
 
 
@@ -180,12 +181,12 @@ def _stopped(plan: Plan, times: int) -> Row:
     )
 
 
-def _cancelled(plan: Plan, times: int) -> Row:
-    """Cancel while the job waits, and in each of its phases."""
+def _cancelled(plan: Plan, times: int, *, phases: Sequence[Phase | None]) -> Row:
+    """Cancel in each of these phases; None is while the job waits."""
     tally, done = Tally("not cancelled", "versions made"), Counter[str]()
     with _world(plan) as (world, client):
         for number in range(times):
-            for place_, phase in enumerate((None, *Phase)):
+            for place_, phase in enumerate(phases):
                 spec = LONG if phase in (Phase.PROBING, Phase.TUNING) else {}
                 name = world.ask(client, 100 * number + place_, strategy="tail", **spec)
                 if not _cancel_in(world, client, name, phase):
@@ -267,7 +268,8 @@ FAULTS: Mapping[str, Callable[[Plan, int], Row]] = {
     "memory": _memory,
     "late": _late,
     "stopped": _stopped,
-    "cancelled": _cancelled,
+    "cancelled-early": partial(_cancelled, phases=(None, *EARLY)),
+    "cancelled-late": partial(_cancelled, phases=[one for one in Phase if one not in EARLY]),
     "standby": _standby,
 }
 

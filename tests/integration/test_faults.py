@@ -14,7 +14,7 @@ from tests.chaos.shim import NoCompiler, Shim
 
 from acclimate_service.store import open_store
 
-TRIES = 150
+TRIES = 100
 WRITE = """
 import json, sys
 from pathlib import Path
