@@ -26,10 +26,10 @@ from acclimate_service.domain.job import JobState, Phase
 
 ROOM = 1 << 30  # bytes, of the disk when it is not full
 MOST_LEFT = 4 << 20  # bytes that are left at the last point; none at the first
-FULL_SECONDS = 5.0  # at each point
+FULL_SECONDS = 9.0  # at each point
 EPOCHS = 20  # of each job
 STARTS = 3  # servers killed and started on the full disk
-MOMENTS = (Phase.PREPARING, Phase.EXPORTING, Phase.PROBING, Phase.JUDGING, Phase.BLENDING)
+MOMENTS = (Phase.PREPARING, Phase.PROBING, Phase.BLENDING, Phase.EXPORTING, Phase.JUDGING)
 PHASE_SECONDS = 45.0  # in which a job is to get there, on a busy machine
 MET = r"store unavailable, waiting.*? phase=(\w+)"
 NAMED = "STORE_FULL"  # the reason that clients are to be told
