@@ -242,7 +242,8 @@ def _announced(settings: ServeSettings, port: int) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _write_whole(path: Path, text: str) -> None:

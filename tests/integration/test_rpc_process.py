@@ -134,6 +134,19 @@ def test_a_log_that_cannot_be_written_ends_no_process(tmp_path: Path, process: s
             running.kill()
 
 
+def test_a_server_that_cannot_write_its_port_file_serves_all_the_same(tmp_path: Path) -> None:
+    """As on a full disk; here, a folder is where the file should be."""
+    fresh_store(tmp_path).close()
+    (tmp_path / "serve.port").mkdir()
+    with serving(tmp_path) as process:
+        with grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel:
+            assert health(channel) == "SERVING"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert list(tmp_path.glob("serve.port.*")) == []
+
+
 def test_predictions_that_run_when_a_server_is_told_to_stop_are_answered(tmp_path: Path) -> None:
     store = fresh_store(tmp_path)
     name = model(store, "busy")
