@@ -1,6 +1,7 @@
 """Many domains on one trunk: memory, throughput, and a tail that is asked for the first time.
 
-    ./run bench domains [--domains N] [--rounds N] [--seconds S] [--quick] [--json PATH]
+    ./run bench domains [--domains N] [--rounds N] [--seconds S] [--stage S] [--home FOLDER]
+                        [--make] [--quick] [--json PATH]
 
 EfficientNet-Lite0 at 224 pixels, registered as a user would, with a new head for 10
 labels, which is in production. From it come versions whose weights differ in the last
@@ -20,12 +21,14 @@ import contextlib
 import json
 import os
 import random
+import shutil
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ from acclimate_service.worker.parting import part
 CLIENTS = 8
 LABELS = tuple(f"label-{number}" for number in range(10))
 STAGES = ("neck", "block4")
+DATABASE, DIGEST = "acclimate.db", 64  # a file's name, and how long a blob's is
 COLD = 12  # tails asked for the first time, of which the median and the slowest are told
 
 
@@ -74,22 +78,45 @@ class Standing:
 # ── the versions ─────────────────────────────────────────────────────────────
 
 
-def fleet(base: Path, home: Path, stage: str, count: int, *, whole: bool) -> Fleet:
-    """A copy of the *base* home in which *count* domains have versions of their own."""
-    for path in sorted(base.rglob("*")):
-        if path.is_file() and path.suffix != ".log":
-            target = home / path.relative_to(base)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    settings = ServeSettings(home=home)
-    store = open_store(settings.store_url(), settings.blob_root())
-    try:
-        return _filled(store, home, stage, count, whole=whole)
-    finally:
-        store.close()
+def fleet(base: Path, home: Path, stage: str, count: int) -> Fleet:
+    """A copy of the *base* home in which *count* domains have versions of their own.
+
+    What is there from an earlier call is taken as it is.
+    """
+    note = home / "fleet.json"
+    if not note.exists():
+        shutil.copytree(base, home)
+        settings = ServeSettings(home=home)
+        store = open_store(settings.store_url(), settings.blob_root())
+        try:
+            tails = _filled(store, stage, count)
+        finally:
+            store.close()
+        note.write_text(json.dumps({"domains": count, "tail_bytes": tails}))
+    told = json.loads(note.read_text())
+    domains = tuple(f"dock-{number}" for number in range(told["domains"]))
+    return Fleet(home=home, domains=domains, tail_bytes=told["tail_bytes"])
 
 
-def _filled(store: Store, home: Path, stage: str, count: int, *, whole: bool) -> Fleet:
+def whole(of: Fleet, home: Path) -> Fleet:
+    """The same versions in another home, without their parts: each is a session of its own."""
+    if not home.exists():
+        shutil.copytree(of.home, home, copy_function=os.link, ignore=_but_blobs)
+        shutil.copy(of.home / DATABASE, home / DATABASE)
+        with contextlib.closing(sqlite3.connect(home / DATABASE)) as database, database:
+            database.execute(
+                "UPDATE versions SET manifest = json_set(manifest, '$.artifacts.parts', NULL)"
+            )
+    return replace(of, home=home)
+
+
+def _but_blobs(folder: str, names: list[str]) -> list[str]:
+    """What is not to be linked: all files that a server writes to."""
+    return [name for name in names if Path(folder, name).is_file() and len(name) != DIGEST]
+
+
+def _filled(store: Store, stage: str, count: int) -> int:
+    """Make the versions; what their tails weigh together, in bytes."""
     first = store.registry.get_version(VersionName(standing.MODEL, "2")).manifest
     parent = store.blobs.get(first.artifacts.onnx)
     network = _network(first)
@@ -97,25 +124,24 @@ def _filled(store: Store, home: Path, stage: str, count: int, *, whole: bool) ->
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     image = standing.pixels(standing.jpeg(), size=first.preprocessing.size)
     tails = 0
-    domains = tuple(f"dock-{number}" for number in range(count))
-    for number, domain in enumerate(domains):
+    for number in range(count):
         network.load_state_dict(before)
         _move(network, stage, seed=number)
         content = patch(parent, network, first.labels)
         if content is None:
             raise RuntimeError("the base's graph does not fit")
-        parts = _parts(store, content, network, image, parent) if number == 0 or not whole else None
-        tails += 0 if parts is None else parts.tail_bytes
+        parts = _parts(store, content, network, image, parent)
+        tails += parts.tail_bytes
         artifacts = Artifacts(
             onnx=store.blobs.put(content),
             weights=first.artifacts.weights,
             onnx_bytes=len(content),
             weights_bytes=first.artifacts.weights_bytes,
-            parts=None if whole else parts,
+            parts=parts,
         )
         made = standing.add_version(store, first, artifacts)
-        store.registry.set_alias(AliasName(standing.MODEL, domain), made)
-    return Fleet(home=home, domains=domains, tail_bytes=tails)
+        store.registry.set_alias(AliasName(standing.MODEL, f"dock-{number}"), made)
+    return tails
 
 
 def make_base(home: Path) -> None:
@@ -268,21 +294,24 @@ def measured(
 
 
 def walk(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make the versions, and measure them stage by stage."""
+    """Make the versions that are not there, and measure them stage by stage."""
     size = 64 if given.quick else standing.SIZE
     base = folder / "base"
-    base.mkdir()
-    standing.register(base, size=size)
-    make_base(base)
+    if not (base / "made").exists():
+        base.mkdir()
+        standing.register(base, size=size)
+        make_base(base)
+        (base / "made").touch()
     asking = Asking(size)
     found: dict[str, Any] = {"cores": os.cpu_count(), "onnxruntime": onnxruntime.__version__}
     counts = sorted({1, 10, given.domains} - ({10} if given.domains < 10 else set()))
     for stage in given.stage or STAGES:
-        print(f"making {given.domains} versions that differ from {stage} on", flush=True)
-        tails = fleet(base, folder / stage, stage, given.domains, whole=False)
-        wholes = fleet(base, folder / f"{stage}-whole", stage, given.domains, whole=True)
+        tails = fleet(base, folder / stage, stage, given.domains)
+        wholes = whole(tails, folder / f"{stage}-whole")
         fleets = [("one trunk", tails, count) for count in counts]
         fleets.append(("a session each", wholes, given.domains))
+        if given.make:
+            continue
         found[stage] = measured(fleets, asking, given)
         show(stage, found[stage])
     return found
@@ -311,14 +340,18 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=STAGES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="for each run")
+    parser.add_argument("--home", type=Path, help="keep the versions in this folder")
+    parser.add_argument("--make", action="store_true", help="make the versions, measure nothing")
     parser.add_argument("--quick", action="store_true", help="12 domains, one round, 64 pixels")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
         given.domains, given.rounds, given.seconds = 12, 1, 1.0
     torch.set_num_threads(1)
+    if given.home:
+        given.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="domains-") as folder:
-        found = walk(given, Path(folder))
+        found = walk(given, given.home or Path(folder))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -35,6 +35,13 @@ def test_how_urgent_a_request_is_travels_with_it(service: Service, client: Clien
     assert [request.priority for request in sent(service)] == [1, 3]
 
 
+def test_the_domain_of_the_images_travels_with_them(service: Service, client: Client) -> None:
+    client.predict("digits", b"x", domain="dock-7")
+    list(client.predict_stream("digits", [b"x"], domain="dock-8"))
+    client.predict("digits", b"x")
+    assert [request.domain for request in sent(service)] == ["dock-7", "dock-8", ""]
+
+
 def test_one_image_needs_no_list(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"x")
