@@ -226,6 +226,13 @@ class ModelVersion:
     manifest: Mapping[str, Json]
     created_at: dt.datetime
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What the guard accepted beside the fp32 file: ``int8``, ``fp16``."""
+        files = self.manifest.get("artifacts")
+        found = files.get("variants") if isinstance(files, dict) else None
+        return tuple(sorted(found)) if isinstance(found, dict) else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:

@@ -318,7 +318,7 @@ class Service(
     def version(self) -> registry_pb2.ModelVersion:
         """The one version."""
         manifest = struct_pb2.Struct()
-        manifest.update({"seed": 3, "blend": 0.5})
+        manifest.update({"seed": 3, "blend": 0.5, "artifacts": {"variants": {"int8": {}}}})
         return registry_pb2.ModelVersion(
             name="models/digits/versions/2",
             parent="models/digits/versions/1",

@@ -108,6 +108,7 @@ def test_json_output_parses_and_nothing_else_is_printed(
     [
         (["models"], "timm/resnet18"),
         (["versions", "digits"], "production"),
+        (["versions", "digits"], "int8"),
         (["aliases", "digits"], "digits/2"),
         (["stats", "digits"], "12.5"),
         (["stats", "digits"], "int8"),

@@ -96,7 +96,8 @@ def test_the_service_cannot_choose_where_a_file_is_written(
 
 def test_a_version_shows_its_manifest(client: Client) -> None:
     version = client.version("digits/2")
-    assert version.manifest == {"seed": 3, "blend": 0.5}
+    assert (version.manifest["seed"], version.manifest["blend"]) == (3, 0.5)
+    assert version.variants == ("int8",)
     assert version.parent == "models/digits/versions/1"
 
 

@@ -140,7 +140,7 @@ def versions(
         print_json({"versions": found, "aliases": pointers})
         return
     print_table(
-        ("VERSION", "FROM", "ORIGIN", "JOB", "MB", "SHA256", "ALIASES", "AGE"),
+        ("VERSION", "FROM", "ORIGIN", "JOB", "MB", "SHA256", "VARIANTS", "ALIASES", "AGE"),
         (
             (
                 short(version.name),
@@ -149,6 +149,7 @@ def versions(
                 short(version.job),
                 f"{version.onnx_bytes / 1e6:.1f}",
                 version.sha256[:12],
+                " ".join(version.variants) or "–",
                 " ".join(
                     alias.name.rpartition("/")[2]
                     for alias in pointers
