@@ -247,9 +247,9 @@ def check_outputs(outputs: Sequence[str]) -> None:
 
 
 def session_of(
-    onnx: bytes, *, digest: str, execution: Execution, shares: bool = False
+    onnx: bytes, *, digest: str | None, execution: Execution, shares: bool = False
 ) -> ort.InferenceSession:
-    """A session of a file's bytes, whose sha256 (hex) must be *digest*.
+    """A session of a file's bytes, whose sha256 (hex) must be *digest*; None if that is known.
 
     Always from bytes: by path, onnxruntime follows a file's external data to wherever
     it points. The digest comes first, since onnxruntime loads many damaged files without
@@ -261,8 +261,7 @@ def session_of(
         ProviderUnavailable: onnxruntime has fallen back from the provider asked for.
         VersionUnloadable: it is not a model.
     """
-    found = hashlib.sha256(onnx).hexdigest()
-    if found != digest:
+    if digest is not None and (found := hashlib.sha256(onnx).hexdigest()) != digest:
         raise BlobCorrupt(digest, found)
     if execution.provider != "cpu":
         # Finds CUDA's libraries where pip put them, also when torch is not there to.

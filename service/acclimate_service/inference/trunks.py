@@ -74,8 +74,10 @@ class Tailed(Classifier):
         self._on = trunk
 
     @classmethod
-    def on(cls, trunk: Trunk, onnx: bytes, *, digest: str, labels: int, whole: str) -> Self:
+    def on(cls, trunk: Trunk, onnx: bytes, *, digest: str | None, labels: int, whole: str) -> Self:
         """Make a session of a tail's bytes; *whole* is the sha256 of the file it was cut from.
+
+        *digest* is None where whoever read the bytes has compared it: a request may wait.
 
         Raises:
             BlobCorrupt: the bytes do not have this sha256 (hex).

@@ -71,4 +71,4 @@ class Opening:
         read, size = self._store.blobs.get, version.manifest.preprocessing.size
         trunk = self._trunks.get(parts.trunk, read, size=size, execution=self._execution)
         labels = len(version.manifest.labels)
-        return Tailed.on(trunk, read(parts.tail), digest=parts.tail, labels=labels, whole=digest)
+        return Tailed.on(trunk, read(parts.tail), digest=None, labels=labels, whole=digest)
