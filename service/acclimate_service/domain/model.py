@@ -151,13 +151,6 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
                 return precision, variant.onnx
         return "fp32", self.onnx
 
-    def precision_of(self, digest: str) -> Precision:
-        """What the file of this digest holds; see ``served_as``."""
-        for precision, variant in self.variants.items():
-            if variant.onnx == digest:
-                return precision
-        return "fp32"
-
 
 class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What travels with ``model.onnx``: enough to serve it and to know how it was made.
