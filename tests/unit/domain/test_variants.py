@@ -45,7 +45,7 @@ def test_a_manifest_from_before_there_were_variants_is_still_read() -> None:
     assert Artifacts.model_validate(old) == files()
 
 
-def paired(name: str, lost: int, n: int = 300) -> Paired:
+def paired(name: str, lost: int, n: int = 500) -> Paired:
     """A file that is always right, beside one that loses some."""
     labels = np.arange(n) % 3
     before = np.full((n, 3), 0.01, np.float32)
