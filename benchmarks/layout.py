@@ -1,8 +1,10 @@
-"""Milliseconds an image, forward and with gradients, by memory layout and image size.
+"""Milliseconds an image, forward and with gradients, by image size and way of computing.
 
     ./run bench layout
 
-Two threads that wait passively, as the trainer's do; the best of four batches of 32.
+By memory layout, and with each frozen BatchNorm on its own or within the convolution
+before it (``training/folding.py``). Two threads that wait passively, as the trainer's do;
+the ways take turns, and what counts is the best of six batches of 32.
 """
 
 from __future__ import annotations
@@ -11,43 +13,60 @@ import os
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when torch is imported
 
+import copy
+import itertools
 import time
 
 import torch
 
 from acclimate_service.domain.model import Architecture
+from acclimate_service.training.folding import unfold
 from acclimate_service.training.network import Network, build
 
 BATCH = 32
+ROUNDS = 6
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+NORMS = ("apart", "folded")
 
 
 def milliseconds(network: Network, x: torch.Tensor, *, gradients: bool) -> float:
-    """The best time of one image."""
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        with torch.set_grad_enabled(gradients):
-            logits = network(x)
-            if gradients:
-                logits.sum().backward()
-        best = min(best, time.perf_counter() - began)
-    return best / BATCH * 1000
+    """The time of one image."""
+    began = time.perf_counter()
+    with torch.set_grad_enabled(gradients):
+        logits = network(x)
+        if gradients:
+            logits.sum().backward()
+    return (time.perf_counter() - began) / BATCH * 1000
 
 
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(2)
-    print(f"{'pixels':>8}  {'layout':14}{'forward':>9}{'gradients':>11}")
+    print(f"{'pixels':>8}  {'layout':14}{'BatchNorm':10}{'forward':>9}{'gradients':>11}")
     for size in (64, 96, 128, 160):
         architecture = Architecture(library="timm", name="tf_efficientnet_lite0")
-        network = build(architecture, labels=10, size=size)
-        network.freeze_below(0)
-        for name, layout in LAYOUTS.items():
-            network.to(memory_format=layout)
-            x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=layout)
-            plain, full = (milliseconds(network, x, gradients=g) for g in (False, True))
-            print(f"{size:8}  {name:14}{plain:9.2f}{full:11.2f}")
+        folded = build(architecture, labels=10, size=size)
+        folded.freeze_below(0)
+        apart = copy.deepcopy(folded)
+        unfold(apart)
+        x = torch.randn(BATCH, 3, size, size)
+        ways = {
+            (layout, norm): (
+                copy.deepcopy(network).to(memory_format=LAYOUTS[layout]),
+                x.contiguous(memory_format=LAYOUTS[layout]),
+            )
+            for layout, (norm, network) in itertools.product(
+                LAYOUTS, zip(NORMS, (apart, folded), strict=True)
+            )
+        }
+        best = dict.fromkeys(itertools.product(ways, (False, True)), float("inf"))
+        for _ in range(ROUNDS):
+            for way, gradients in best:
+                took = milliseconds(*ways[way], gradients=gradients)
+                best[way, gradients] = min(best[way, gradients], took)
+        for way in ways:
+            layout, norm = way
+            print(f"{size:8}  {layout:14}{norm:10}{best[way, False]:9.2f}{best[way, True]:11.2f}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     ./run bench variants [--photos FOLDER] [--home FOLDER] [--rounds N] [--quick] [--json PATH]
 
 EfficientNet-Lite0 at 224 pixels learns amazon and is adapted to webcam through the
-product, with ``--variant int8``; the verdict is the job's own. Then both files of the
-version answer the verify images, and take turns in onnxruntime as a server runs them: a
-thread for each core, all calling one session, one image a call. A ratio is of one round;
-the median over the rounds and the quartiles are printed. ``careless`` is the same file
-made without looking (onnxruntime's defaults, ranges from one image), judged by the same
-guard and kept nowhere.
+product, with ``--variant int8`` and the exploratory guard: whether the version itself
+passes is not what is measured. Then both files of the version answer the verify images,
+are judged by the default guard as at a first look, and take turns in onnxruntime as a
+server runs them: a thread for each core, all calling one session, one image a call. A
+ratio is of one round; the median over the rounds and the quartiles are printed.
+``careless`` is the same file made without looking (onnxruntime's defaults, ranges from
+one image), judged by the same guard and kept nowhere.
 
 With ``--home`` the versions stay in that folder, and a second call only measures;
 ``--make`` only makes them.
@@ -100,6 +101,7 @@ def make(home: Path, photos: Path, *, size: int, epochs: int) -> None:
                 strategy="head",
                 epochs=epochs,
                 promote_to="production",
+                guard_preset="exploratory",
                 variants=variants,
                 request_id=f"adapt-{domain}",
             )
