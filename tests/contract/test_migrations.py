@@ -12,6 +12,7 @@ from tests.contract.builders import (
     MODEL,
     PRODUCTION,
     TARGET,
+    FakeClock,
     draft,
     furnish,
     make_version,
@@ -20,9 +21,11 @@ from tests.contract.builders import (
 )
 from tests.contract.conftest import Opener
 
+from acclimate_service.domain.access import Token, TokenDraft, principal_of
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import JobState
+from acclimate_service.domain.names import TokenName
 from acclimate_service.store import Store, migrations, schema
 
 
@@ -63,6 +66,27 @@ def test_rows_survive_the_way_back_and_forth(store: Store, opener: Opener) -> No
     assert again.registry.get_alias(PRODUCTION).version == version
     assert again.jobs.get(job.name) == job
     again.audit.record(who="ada", action="x", subject="y")
+
+
+def test_tokens_get_their_order_from_their_dates_and_later_ones_come_after(
+    store: Store, clock: FakeClock
+) -> None:
+    def token(name: str) -> Token:
+        principal = principal_of(name, roles=["predict"], models=(), domains=())
+        return store.tokens.create(TokenDraft(principal=principal), by="ada").token
+
+    made = []
+    for name in ("c", "a", "b"):
+        made.append(token(name))
+        clock.advance(60)
+    store.tokens.revoke(TokenName(made[0].id))
+    with at(store, "0006"):
+        columns = sa.inspect(store.database.engine).get_columns("tokens")
+        assert "number" not in {column["name"] for column in columns}
+    again = {found.principal.name: found.number for found in store.tokens.list().items}
+    assert again == {"c": 1, "a": 2, "b": 3}
+    clock.advance(-3600)
+    assert token("d").number > 3
 
 
 def test_the_way_back_to_nothing_leaves_nothing(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from acclimate_service.store import Store, schema
 from acclimate_service.tokens import Asked, create
 
 DAY = dt.timedelta(days=1)
+HOUR = dt.timedelta(hours=1)
 
 
 def asked(name: str = "camera", *roles: AccessRole, certificate: str = "") -> TokenDraft:
@@ -43,7 +44,7 @@ def lane() -> Iterator[Lane]:
 class Server:
     """What a server knows of the tokens: only what it learnt."""
 
-    def __init__(self, store: Store, lane: Lane, clock: FakeClock) -> None:
+    def __init__(self, store: Store, lane: Lane, clock: Callable[[], dt.datetime]) -> None:
         self._keyring = Keyring(store, lane=lane, clock=clock)
 
     def learn(self) -> None:
@@ -55,6 +56,13 @@ class Server:
         except Unauthenticated:
             return False
         return True
+
+    def who_shows(self, certificate: str) -> str | None:
+        """The id of the token of whoever shows a certificate with this common name."""
+        try:
+            return self._keyring.token(None, {"x509_common_name": [certificate.encode()]}).id
+        except Unauthenticated:
+            return None
 
 
 def test_a_token_comes_back_as_it_was_made_and_its_secret_is_nowhere(
@@ -90,6 +98,81 @@ def test_a_rotated_token_is_good_until_its_overlap_ends(
     assert server.lets_in(new.secret)
     with pytest.raises(NotFound, match="of nobody"):
         store.tokens.rotate("nobody", overlap=DAY, lifetime=None, by="ada")
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_a_clock_that_jumps_changes_neither_the_order_of_tokens_nor_what_was_revoked(
+    store: Store, clock: FakeClock, lane: Lane, jump: dt.timedelta
+) -> None:
+    at_once, later = Server(store, lane, clock), Server(store, lane, clock)
+    shown = asked("gate", certificate="CN:gate")
+    first = store.tokens.create(shown, by="ada").token
+    secret = store.tokens.create(asked(), by="ada")
+    store.tokens.revoke(TokenName(first.id))
+    at_once.learn()
+    clock.advance(jump.total_seconds())
+    second = store.tokens.create(shown, by="ada").token
+    wider = dataclasses.replace(asked("camera", AccessRole.ADMIN))
+    store.tokens.create(wider, by="ada")
+    rotated = store.tokens.rotate("camera", overlap=DAY, lifetime=None, by="ada")
+    at_once.learn()
+    later.learn()
+    for server in (at_once, later):
+        assert server.who_shows("gate") == second.id
+        assert server.lets_in(secret.secret)
+        assert server.lets_in(rotated.secret)
+    assert rotated.token.principal == wider.principal  # as the one that was made last
+    clock.advance(-jump.total_seconds())
+    assert later.who_shows("gate") == second.id
+    assert first.number < secret.token.number < second.number < rotated.token.number
+
+
+def test_what_a_turned_clock_let_two_have_is_the_later_ones(
+    store: Store, clock: FakeClock, lane: Lane
+) -> None:
+    shown = dataclasses.replace(asked("gate", certificate="CN:gate"), lifetime=HOUR / 2)
+    first = store.tokens.create(shown, by="ada").token
+    clock.advance(HOUR.total_seconds())
+    second = store.tokens.create(shown, by="ada").token  # the first seems to have ended
+    clock.advance(-HOUR.total_seconds())  # and is alive again
+    server = Server(store, lane, clock)
+    server.learn()
+    assert server.who_shows("gate") == second.id
+    store.tokens.revoke(TokenName(second.id))
+    server.learn()
+    assert server.who_shows("gate") is None  # never the older one instead
+    with pytest.raises(AlreadyExists, match=first.id):
+        store.tokens.create(shown, by="ada")
+
+
+def test_tokens_rotated_without_an_overlap_have_ended_whatever_the_clock_says(
+    store: Store, clock: FakeClock, lane: Lane
+) -> None:
+    old = store.tokens.create(asked(), by="ada")
+    clock.advance(HOUR.total_seconds())
+    new = store.tokens.rotate("camera", overlap=dt.timedelta(), lifetime=None, by="ada")
+    clock.advance(-HOUR.total_seconds())
+    server = Server(store, lane, clock)
+    server.learn()
+    assert not server.lets_in(old.secret)
+    assert server.lets_in(new.secret)
+
+
+def test_ends_are_dates_and_each_server_reads_them_off_its_own_clock(
+    store: Store, clock: FakeClock, lane: Lane
+) -> None:
+    made = store.tokens.create(dataclasses.replace(asked(), lifetime=HOUR / 2), by="ada")
+    ahead = Server(store, lane, lambda: clock() + HOUR)
+    behind = Server(store, lane, lambda: clock() - HOUR)
+    for server in (ahead, behind):
+        server.learn()
+    assert not ahead.lets_in(made.secret)
+    assert behind.lets_in(made.secret)
+    clock.advance(HOUR.total_seconds())
+    assert behind.lets_in(made.secret)  # for as long as it is wrong
+    store.tokens.revoke(TokenName(made.token.id))
+    behind.learn()
+    assert not behind.lets_in(made.secret)
 
 
 def test_what_one_server_revokes_every_server_learns_and_only_once(

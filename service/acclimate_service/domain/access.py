@@ -102,11 +102,13 @@ ANONYMOUS: Final = Principal(name="anonymous", roles=frozenset({AccessRole.ADMIN
 class Token:
     """A principal's way in. ``id`` is public; the secret is kept nowhere, only its digest.
 
+    Of two tokens the one with the larger ``number`` was made later, whatever the clock said.
     ``certificate`` is empty, or ``CN:…``, ``DNS:…`` or ``URI:…`` of a client certificate;
     such a token has no secret.
     """
 
     id: str
+    number: int
     principal: Principal
     certificate: str
     created_at: dt.datetime

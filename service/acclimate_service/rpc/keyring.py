@@ -49,7 +49,7 @@ class Keyring:
     def _index(self, token: Token) -> None:
         # A revoked token must not hide a later one for the same certificate.
         known = self._tokens.get(self._certificates.get(token.certificate, ""))
-        if known is None or token.created_at >= known.created_at:
+        if known is None or token.number >= known.number:
             self._certificates[token.certificate] = token.id
 
     def token(self, authorization: str | None, peer: AuthContext) -> Token:

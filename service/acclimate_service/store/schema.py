@@ -311,4 +311,6 @@ tokens = sa.Table(
     sa.Column("revoked_at", Instant()),
     # Grows with every change of any token, in the order of commits (as alias moves do).
     sa.Column("revision", sa.BigInteger(), nullable=False, unique=True),
+    # The revision that it was made with: the order of making, whatever the clocks said.
+    sa.Column("number", sa.BigInteger(), nullable=False, server_default="0"),
 )

@@ -60,6 +60,8 @@ class Tokens:
     ) -> Minted:
         """Make a principal's next token; the ones it has end after *overlap* at the latest.
 
+        Without an overlap they are revoked.
+
         Raises:
             NotFound: the principal has no live token with a secret.
         """
@@ -88,8 +90,10 @@ def _create(tx: Transaction, draft: TokenDraft, by: str) -> Minted:
         for token in _live(tx, schema.tokens.c.certificate == draft.certificate):
             raise AlreadyExists(f"tokens/{token.id}")
     secret = "" if draft.certificate else secret_text(id_ := new_token_id(), new_secret())
+    revision = _next_revision(tx)
     token = Token(
         id=id_ if secret else new_token_id(),
+        number=revision,
         principal=draft.principal,
         certificate=draft.certificate,
         created_at=tx.now,
@@ -98,7 +102,7 @@ def _create(tx: Transaction, draft: TokenDraft, by: str) -> Minted:
         revoked_at=None,
         digest=digest_of(secret) if secret else "",
     )
-    tx.run(sa.insert(schema.tokens).values(**_row_of(token), revision=_next_revision(tx)))
+    tx.run(sa.insert(schema.tokens).values(**_row_of(token), revision=revision))
     audit.note(tx, "CreateToken", f"tokens/{token.id}", who=by, detail=_told(token))
     return Minted(token=token, secret=secret)
 
@@ -115,10 +119,12 @@ def _rotate(
     old = _live(tx, table.c.principal == principal, table.c.certificate == "")
     if not old:
         raise NotFound(f"a live token of {principal}", see="ListTokens")
-    newest = max(old, key=lambda token: (token.created_at, token.id))
+    newest = max(old, key=lambda token: token.number)
     minted = _create(tx, TokenDraft(principal=newest.principal, lifetime=lifetime), by)
     for token in old:
-        _write(tx, expiring(token, tx.now + overlap))
+        # An end at once is no date, which would move with a clock that was wrong just now.
+        ended = expiring(token, tx.now + overlap) if overlap else _revoked(token, tx.now)
+        _write(tx, ended)
     return minted
 
 
@@ -130,7 +136,7 @@ def _revoke(tx: Transaction, name: TokenName) -> Token:
     token = _token_of(row)
     if token.revoked_at is not None:
         return token
-    token = dataclasses.replace(token, revoked_at=tx.now)
+    token = _revoked(token, tx.now)
     _write(tx, token)
     audit.note(tx, "RevokeToken", name, detail=f"of {token.principal.name}")
     return token
@@ -164,6 +170,10 @@ def _live(tx: Transaction, *conditions: sa.ColumnElement[bool]) -> list[Token]:
     return [token for token in map(_token_of, rows) if token.live(tx.now)]
 
 
+def _revoked(token: Token, at: dt.datetime) -> Token:
+    return dataclasses.replace(token, revoked_at=at)
+
+
 def _write(tx: Transaction, token: Token) -> None:
     values = _row_of(token) | {"revision": _next_revision(tx)}
     tx.run(sa.update(schema.tokens).where(schema.tokens.c.id == token.id).values(**values))
@@ -186,6 +196,7 @@ def _told(token: Token) -> str:
 def _row_of(token: Token) -> dict[str, Any]:
     return {
         "id": token.id,
+        "number": token.number,
         "principal": token.principal.name,
         "roles": sorted(token.principal.roles),
         "models": list(token.principal.models.patterns),
@@ -202,6 +213,7 @@ def _row_of(token: Token) -> dict[str, Any]:
 def _token_of(row: Any) -> Token:
     return Token(
         id=row.id,
+        number=row.number,
         principal=Principal(
             name=row.principal,
             roles=frozenset(AccessRole(role) for role in row.roles),
