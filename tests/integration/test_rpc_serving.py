@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from tests.integration.rpc_server import (
     SIZE,
     Service,
@@ -30,6 +31,8 @@ from acclimate.v1 import inference_pb2, registry_pb2
 from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.domain.weights_form import HEAD_BYTES
 from acclimate_service.rpc.server import Limits
+from acclimate_service.store import aliases, schema
+from acclimate_service.store.engine import Transaction
 from acclimate_service.store.folder import FolderBlobs
 
 RED = plain((250, 10, 10))
@@ -264,6 +267,38 @@ def test_an_alias_moved_in_the_store_to_what_does_not_load_keeps_the_old_version
     assert service.health(str(name)) == "SERVING"
     service.store.registry.set_alias(alias, last)
     until(lambda: service.inference.Predict(ask(name, RED), timeout=10).version == str(last))
+
+
+def test_a_newer_worker_s_version_is_served_if_its_format_is_known_and_else_the_one_before(
+    service: Service,
+) -> None:
+    name = model(service.store, "upgraded")
+    first, second, third = (version(service.store, name, classifier(n)) for n in (1, 2, 3))
+    promote(service, name, first)
+    alias = AliasName("upgraded", "production")
+
+    def promoted_by_a_newer_worker(which: VersionName, **newer: object) -> None:
+        def write(tx: Transaction) -> None:
+            aliases.set_to(tx, alias, which, who="", why="a worker promoted it")
+            table = schema.versions
+            row = sa.and_(table.c.model == which.model, table.c.id == which.version)
+            found = tx.scalar(sa.select(table.c.manifest).where(row))
+            tx.run(sa.update(table).where(row).values(manifest={**found, **newer}))
+
+        service.store.database.write(write)
+
+    promoted_by_a_newer_worker(second, carbon={"grams": 7})
+    until(lambda: service.inference.Predict(ask(name, RED), timeout=10).version == str(second))
+    failed = service.server.metrics.swaps.labels("failed")._value.get()
+    promoted_by_a_newer_worker(third, format=2)
+    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() > failed)
+    assert service.inference.Predict(ask(name, RED), timeout=10).version == str(second)
+    code, info = refusal(
+        lambda: service.registry.GetModelVersion(
+            registry_pb2.GetModelVersionRequest(name=str(third)), timeout=10
+        )
+    )
+    assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_UNLOADABLE")
 
 
 def test_no_prediction_fails_while_versions_are_promoted_under_load(service: Service) -> None:

@@ -48,6 +48,11 @@ class Phase(enum.Enum):
     EXPORTING = "EXPORTING"
     JUDGING = "JUDGING"
 
+    @classmethod
+    def known(cls, text: str | None) -> Phase | None:
+        """The phase of this name; None for none, or for one that a newer worker tells of."""
+        return cls(text) if text in cls._value2member_map_ else None
+
 
 class JobSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     """How to spend the adaptation budget. The defaults are meant to be left alone.

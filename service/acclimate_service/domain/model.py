@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import pydantic
 
@@ -13,6 +13,7 @@ from acclimate_service.domain.names import AliasName, DomainName, JobName, Model
 from acclimate_service.domain.policy import GuardPolicy
 
 PRODUCTION = "production"
+MANIFEST_FORMAT: Final = 1  # the newest that is read and written here
 ACTIVATIONS = "activations"  # what a trunk's file gives and a tail's takes
 
 # What the numbers of a served file are. A version's own file is fp32; the others are
@@ -155,11 +156,15 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
 class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What travels with ``model.onnx``: enough to serve it and to know how it was made.
 
+    A field may be added, anywhere in it, as long as who leaves it out serves the version
+    rightly: older processes do (see ``stored.py``). Any other change is a new ``format``,
+    which they refuse. In every format, the files stand below ``artifacts``.
+
     Input ``images``: uint8 [N, size, size, 3], RGB. Outputs ``probabilities`` and
     ``logits``: float32 [N, labels]; ``embeddings``: float32 [N, features].
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = MANIFEST_FORMAT
     version: str
     parent: str | None
     job: str

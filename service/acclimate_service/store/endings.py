@@ -122,7 +122,7 @@ def force(tx: Transaction, name: JobName, who: str, why: str) -> ModelVersion:
     if job.state not in (JobState.REJECTED, JobState.INCONCLUSIVE):
         raise InvalidSpec(f"{name} is {job.state.value}; only what the guard refused is forced")
     try:
-        draft = Manifest.model_validate(job.summary.get("manifest"))
+        draft = versions.manifest_of(job.summary.get("manifest"), of=f"what {name} made")
     except pydantic.ValidationError as error:
         raise InvalidSpec(f"{name} kept no candidate that could be forced") from error
 

@@ -98,7 +98,7 @@ def _event_of(row: Any) -> JobEvent:
         sequence=row.sequence,
         at=row.at,
         kind=EventKind(row.kind),
-        phase=None if row.phase is None else Phase(row.phase),
+        phase=Phase.known(row.phase),
         message=row.message,
         facts=row.facts,
     )

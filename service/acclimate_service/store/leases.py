@@ -14,8 +14,18 @@ import pydantic
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import AttemptsExhausted, LeaseLost
-from acclimate_service.domain.job import EventKind, Failure, Job, JobEvent, JobState, Lease, Phase
+from acclimate_service.domain.job import (
+    EventKind,
+    Failure,
+    Job,
+    JobEvent,
+    JobSpec,
+    JobState,
+    Lease,
+    Phase,
+)
 from acclimate_service.domain.names import JobName
+from acclimate_service.domain.stored import known
 from acclimate_service.store import events, queue, schema
 from acclimate_service.store.engine import Transaction, line
 
@@ -36,13 +46,15 @@ def claim(
     """The oldest job that nobody works on, leased to *worker*; None if there is none.
 
     On the way, abandoned jobs that need no worker find their end: those whose
-    cancellation was asked for, and those whose workers died *max_attempts* times.
+    cancellation was asked for, and those whose workers died *max_attempts* times. A job
+    that asks for what this worker does not know is left to a newer one, and says so.
     """
     table = schema.jobs
+    passed = 0  # the number of the last job that was left
     while True:
         row = tx.row(
             sa.select(table)
-            .where(queue.claimable(tx.pulse))
+            .where(queue.claimable(tx.pulse), table.c.number > passed)
             .order_by(table.c.number)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -64,6 +76,10 @@ def claim(
                 str(error),
                 failure=Failure(reason=error.reason, message=str(error)),
             )
+            continue
+        if unknown := known(JobSpec, row.spec).unknown:
+            _leave_to_a_newer_one(tx, row.id, unknown)
+            passed = row.number
             continue
         # `claimable` is asked twice so that of two racing workers the later one
         # updates no row, whatever the database's locks are worth.
@@ -88,6 +104,20 @@ def claim(
                 tx, row.id, JobState.RUNNING, message, {"attempt": lease.attempt, "worker": worker}
             )
             return queue.get(tx, name), lease
+
+
+def _leave_to_a_newer_one(tx: Transaction, job: str, unknown: tuple[str, ...]) -> None:
+    """Tell, once, why the job waits."""
+    message = f"waits for a newer worker: it asks for {', '.join(unknown)}"
+    if events.last(tx, job) != line(message):
+        events.append(
+            tx,
+            schema.jobs.c.id == job,
+            kind=EventKind.WARNING,
+            phase=None,
+            message=message,
+            facts={"unknown": list(unknown)},
+        )
 
 
 def held(lease: Lease) -> sa.ColumnElement[bool]:

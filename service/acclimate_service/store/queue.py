@@ -15,10 +15,13 @@ from acclimate_service.domain.errors import (
     NotFound,
     Overloaded,
     RequestIdReused,
+    StoreUnavailable,
     VersionNotFound,
 )
 from acclimate_service.domain.job import Failure, Job, JobDraft, JobKind, JobSpec, JobState, Phase
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
+from acclimate_service.domain.policy import GuardPolicy
+from acclimate_service.domain.stored import known
 from acclimate_service.store import audit, events, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.ids import new_id
@@ -53,6 +56,7 @@ def enqueue(
         VersionNotFound: the incumbent does not exist.
         RequestIdReused: this request_id belongs to another draft.
         Overloaded: *limit* jobs wait already.
+        StoreUnavailable: the model's guard says what only a newer Acclimate knows.
     """
     table = schema.jobs
     if request_id:
@@ -106,9 +110,16 @@ def _told(draft: JobDraft) -> str:
 def _check_names(tx: Transaction, draft: JobDraft) -> None:
     """Hold the model against a concurrent deletion, and see that all names exist."""
     model, domains, versions = schema.models, schema.domains, schema.versions
-    query = sa.select(model.c.id).where(model.c.id == draft.model.model)
-    if tx.row(query.with_for_update()) is None:
+    query = sa.select(model.c.guard).where(model.c.id == draft.model.model)
+    row = tx.row(query.with_for_update())
+    if row is None:
         raise NotFound(str(draft.model), see="ListModels")
+    if row.guard is not None and (unknown := known(GuardPolicy, row.guard).unknown):
+        # The job would be judged by less than what somebody asked for.
+        raise StoreUnavailable(
+            f"the guard of {draft.model} was set by a newer Acclimate ({', '.join(unknown)}); "
+            "ask again where it has been upgraded"
+        )
     for domain in (draft.source, draft.target):
         if domain is not None and not tx.rows(
             sa.select(domains.c.id).where(domains.c.id == domain.domain)
@@ -287,7 +298,7 @@ def job_of(row: Any) -> Job:
         draft=_draft_of(row),
         request_id=row.request_id or "",
         state=JobState(row.state),
-        phase=None if row.phase is None else Phase(row.phase),
+        phase=Phase.known(row.phase),
         attempt=row.attempt,
         cancel_requested=row.cancel_requested,
         version=None if row.version is None else VersionName(row.model, row.version),
@@ -308,5 +319,5 @@ def _draft_of(row: Any) -> JobDraft:
         source=None if row.source is None else DomainName(row.source),
         target=None if row.target is None else DomainName(row.target),
         incumbent=None if row.incumbent is None else VersionName(row.model, row.incumbent),
-        spec=JobSpec.model_validate(row.spec),
+        spec=known(JobSpec, row.spec).value,
     )

@@ -19,6 +19,7 @@ from acclimate_service.domain.model import (
 )
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
 from acclimate_service.domain.policy import GuardPolicy
+from acclimate_service.domain.stored import known
 from acclimate_service.store import aliases, audit, endings, schema, versions
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.engine import Database, Transaction
@@ -241,5 +242,5 @@ def _model_of(row: Any) -> Model:
         else Preprocessing.model_validate(row.preprocessing),
         source_domain=None if row.source_domain is None else DomainName(row.source_domain),
         created_at=row.created_at,
-        guard=None if row.guard is None else GuardPolicy.model_validate(row.guard),
+        guard=None if row.guard is None else known(GuardPolicy, row.guard).value,
     )

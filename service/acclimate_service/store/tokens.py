@@ -213,7 +213,8 @@ def _row_of(token: Token) -> dict[str, Any]:
 def _token_of(row: Any) -> Token:
     return Token(
         id=row.id,
-        number=row.number,
+        # 0 is the column's default: made by an Acclimate that does not count them.
+        number=row.number or row.revision,
         principal=Principal(
             name=row.principal,
             roles=frozenset(AccessRole(role) for role in row.roles),

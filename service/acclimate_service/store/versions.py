@@ -8,11 +8,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import NotFound, VersionInUse, VersionNotFound
+from acclimate_service.domain.errors import (
+    NotFound,
+    VersionInUse,
+    VersionNotFound,
+    VersionUnloadable,
+)
 from acclimate_service.domain.job import JobState
-from acclimate_service.domain.model import Manifest, ModelVersion, Origin
+from acclimate_service.domain.model import MANIFEST_FORMAT, Manifest, ModelVersion, Origin
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.domain.rollout import RolloutState
+from acclimate_service.domain.stored import known
 from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction, line
 from acclimate_service.store.pages import Page, page_limit, page_number
@@ -220,14 +226,36 @@ def _find(tx: Transaction, name: VersionName) -> sa.Row[Any]:
 
 
 def version_of(row: Any) -> ModelVersion:
-    """A row of ``versions`` as what it stands for."""
+    """A row of ``versions`` as what it stands for.
+
+    Raises:
+        VersionUnloadable: its manifest is of a format that only a newer Acclimate reads.
+    """
+    name = VersionName(row.model, row.id)
     return ModelVersion(
-        name=VersionName(row.model, row.id),
+        name=name,
         parent=None if row.parent is None else VersionName(row.model, row.parent),
         job=JobName(row.job),
         origin=Origin(row.origin),
-        manifest=Manifest.model_validate(row.manifest),
+        manifest=manifest_of(row.manifest, of=name),
         forced_by=row.forced_by,
         forced_reason=row.forced_reason,
         created_at=row.created_at,
     )
+
+
+def manifest_of(stored: Any, *, of: object) -> Manifest:
+    """A manifest as it was stored, without what a newer Acclimate added within its format.
+
+    Raises:
+        VersionUnloadable: it is of another format.
+        pydantic.ValidationError: it is no manifest.
+    """
+    written = stored.get("format") if isinstance(stored, dict) else None
+    if isinstance(written, int) and written > MANIFEST_FORMAT:
+        raise VersionUnloadable(
+            f"the manifest of {of} is of format {written}, of a newer Acclimate; this one reads "
+            f"up to {MANIFEST_FORMAT}: upgrade it",
+            format=written,
+        )
+    return known(Manifest, stored).value
