@@ -17,14 +17,16 @@ START_SECONDS = 60.0
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float, what: str) -> T:
-    """The first truthy answer of *condition*, asked for at most *seconds*."""
+def wait_for(
+    condition: Callable[[], T | None], seconds: float, what: str, *, every: float = 0.05
+) -> T:
+    """The first truthy answer of *condition*, asked *every* so often for at most *seconds*."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         answer = condition()
         if answer:
             return answer
-        time.sleep(0.05)
+        time.sleep(every)
     raise AssertionError(f"{what} did not happen within {seconds:g} s")
 
 

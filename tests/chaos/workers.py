@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import resource
 import signal
 import time
@@ -19,7 +20,8 @@ from tests.chaos.row import Row, Tally
 from tests.chaos.trainers import TrainerWatch, trainers
 from tests.chaos.world import JOB_SECONDS, WORK, Plan, World, place
 
-from acclimate import AcclimateError, Client
+from acclimate import Client
+from acclimate.errors import Conflict
 from acclimate_service.domain.job import EventKind, Job, JobState, Phase
 from acclimate_service.domain.names import JobName
 
@@ -28,6 +30,13 @@ EXIT_SECONDS = 30.0
 MORE = 8 * 2**20  # bytes that a trainer short of memory may still have
 EARLY = (Phase.PREPARING, Phase.PROBING)
 LONG = {"epochs": 200}  # a job that is still at it when something happens to it
+# What a job does so that it is found in a phase which is over at once otherwise.
+KEPT: Mapping[Phase | None, Mapping[str, object]] = {
+    Phase.PROBING: LONG,
+    Phase.TUNING: {"strategy": "naive", **LONG},  # the one that tunes without probing before
+    Phase.BLENDING: {"strategy": "tail"},
+}
+MOMENT = 0.4  # seconds into a phase at most
 
 
 def workers(plan: Plan, *, times: int = 5, parts: Sequence[str] = ()) -> Iterator[Row]:
@@ -183,33 +192,38 @@ def _stopped(plan: Plan, times: int) -> Row:
 
 def _cancelled(plan: Plan, times: int, *, phases: Sequence[Phase | None]) -> Row:
     """Cancel in each of these phases; None is while the job waits."""
-    tally, done = Tally("not cancelled", "versions made"), Counter[str]()
+    drawn = random.Random(f"{plan.seed} {phases}")
+    tally = Tally("not cancelled", "cancelled unasked", "versions made", "versions lost")
+    done = Counter[str]()
     with _world(plan) as (world, client):
         for number in range(times):
             for place_, phase in enumerate(phases):
-                spec = LONG if phase in (Phase.PROBING, Phase.TUNING) else {}
-                name = world.ask(client, 100 * number + place_, strategy="tail", **spec)
-                if not _cancel_in(world, client, name, phase):
-                    continue  # it was through with that phase before that was seen
-                done["waiting" if phase is None else phase.value] += 1
+                name = world.ask(client, 100 * number + place_, **KEPT.get(phase, {}))
                 job = JobName.parse(name)
+                granted = _cancel_in(world, client, name, phase, after=drawn.uniform(0, MOMENT))
                 _wait(partial(_ended, world, job))
                 ended = world.store.jobs.get(job).state
-                tally.note("not cancelled", wrong=ended is not JobState.CANCELLED)
-                made = world.store.registry.version_of_job(job)
-                tally.note("versions made", wrong=made is not None)
+                tally.note("not cancelled", wrong=granted and ended is not JobState.CANCELLED)
+                tally.note("cancelled unasked", wrong=not granted and ended is JobState.CANCELLED)
+                made = world.store.registry.version_of_job(job) is not None
+                tally.note("versions made", wrong=made and ended is not JobState.SUCCEEDED)
+                tally.note("versions lost", wrong=not made and ended is JobState.SUCCEEDED)
+                done[_when_cancelled(world, job) if granted else "refused: it had ended"] += 1
+                plan.say(f"{name}: {ended.value}, {dict(done)}")
         tally.update(account(world, Ledger()))
     return Row(
         scenario="workers: cancelled",
-        did="a job cancelled while it waits and in each of its phases",
+        did="a job cancelled while it waits and in each of its phases, at a random moment of it",
         times=sum(done.values()),
         broken=tally,
-        measured={f"in {phase}": count for phase, count in done.items()},
+        measured=done,
     )
 
 
-def _cancel_in(world: World, client: Client, name: str, phase: Phase | None) -> bool:
-    """Cancel the job once it is in *phase*; whether the cancellation was granted."""
+def _cancel_in(
+    world: World, client: Client, name: str, phase: Phase | None, *, after: float
+) -> bool:
+    """Cancel the job once it is in *phase*, *after* some seconds; whether that was granted."""
     job = JobName.parse(name)
 
     def there() -> bool:
@@ -217,12 +231,24 @@ def _cancel_in(world: World, client: Client, name: str, phase: Phase | None) -> 
         return found.state.ended or found.phase is phase
 
     if phase is not None:
-        wait_for(there, JOB_SECONDS, f"{phase.value} of {name}")
+        wait_for(there, JOB_SECONDS, f"{phase.value} of {name}", every=0.01)
+        time.sleep(after)
     try:
         client.job(name).cancel()
-    except AcclimateError:
+    except Conflict:
         return False
     return True
+
+
+def _when_cancelled(world: World, job: JobName) -> str:
+    """What the job was doing when its cancellation was granted, by its own story."""
+    doing = "in waiting"
+    for event in world.store.jobs.events(job, limit=100_000):
+        if event.kind is EventKind.PHASE and event.phase is not None:
+            doing = f"in {event.phase.value}"
+        if event.facts.get("cancel_requested"):
+            break
+    return doing
 
 
 def _standby(plan: Plan, times: int) -> Row:
