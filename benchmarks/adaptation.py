@@ -56,6 +56,7 @@ def task_of(pair: Pair, per_class: int | None, seed: int, given: argparse.Namesp
         epochs=given.epochs,
         batch=given.batch,
         threads=given.threads,
+        device=given.device,
         train=target.train,
         select=target.select,
         replay=pair.replay(seed),
@@ -172,6 +173,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=15)
     add("--batch", type=int, default=32)
     add("--threads", type=int, default=1, help="for each method, one at a time")
+    add("--device", default="cpu", help="where methods train: cpu, cuda")
     scratch = Path(tempfile.gettempdir()) / "acclimate-benchmark"
     add("--models", type=Path, default=scratch, help="where source models and made images are kept")
     add("--records", type=Path, help="JSON lines, appended to; else in --models")

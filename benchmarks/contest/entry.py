@@ -85,7 +85,7 @@ def timm_model(task: Task, source: State) -> Any:
 
     model = timm.create_model(task.architecture, num_classes=len(task.labels))
     model.load_state_dict(source)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last).to(task.device)
 
 
 def _cpu_seconds() -> float:

@@ -23,6 +23,7 @@ from acclimate_service.training.auto import adapt
 from acclimate_service.training.cache import Cache
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Stock, prepare
+from acclimate_service.training.device import choose_device
 from acclimate_service.training.finetune import tune
 from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.network import Network
@@ -86,8 +87,11 @@ def told(kind: EventKind, message: str, _facts: Facts) -> None:
 def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
     """Adapt by AUTO, by a strategy as it is, or make the source model."""
     bootstrap = method == BOOTSTRAP
-    network = network_of(task, {} if bootstrap else source)
-    run = Run(clock=time.monotonic, seed=task.seed, on_event=told)
+    device = choose_device(task.device, threads=task.threads)
+    network = network_of(task, {} if bootstrap else source).to(device)
+    run = Run(
+        clock=time.monotonic, seed=task.seed, device=device, readers=task.threads, on_event=told
+    )
     method, uncached, _ = method.partition(NO_CACHE)
     cache = Cache(budget=0 if uncached else CACHE_BYTES)
     views = 2 if bootstrap else 4

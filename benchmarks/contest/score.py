@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -21,7 +22,7 @@ class Scorer:
     """Answers of a task's network on verify images, which stay prepared between calls."""
 
     def __init__(self, task: Task) -> None:
-        self._task = task
+        self._task = replace(task, device="cpu")  # where all methods are scored
         self._preprocessing = Preprocessing(
             size=task.size, crop=task.crop, mean=task.mean, std=task.std
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def naive(task: Task, model: nn.Module, rate: float) -> str:
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     model.train()
     for _ in range(task.epochs):
-        for images, labels in loader:
+        for images, labels in moved(loader, task.device):
             descend(optimiser, nn.functional.cross_entropy(model(images), labels))
     return f"epoch {task.epochs}"
 
@@ -100,7 +101,8 @@ def lpft(task: Task, model: Any, rate: float) -> str:
     best, best_epoch, best_state = right(model, select), 0, copy.deepcopy(model.state_dict())
     for epoch in range(1, task.epochs + 1):
         keep_statistics(model)
-        for (images, labels), (shown, known) in zip(fresh, endless(old, half), strict=False):
+        pairs = zip(moved(fresh, task.device), endless(old, half, task.device), strict=False)
+        for (images, labels), (shown, known) in pairs:
             logits = model(torch.cat([images, shown]))
             descend(optimiser, nn.functional.cross_entropy(logits, torch.cat([labels, known])))
             schedule.step()
@@ -115,7 +117,8 @@ def probe(task: Task, model: Any, sets: list[Photos]) -> None:
     model.eval()
     features, labels = [], []
     with torch.no_grad():
-        for images, targets in (batch for one in sets for batch in DataLoader(one, batch_size=64)):
+        loaders = [moved(DataLoader(one, batch_size=64), task.device) for one in sets]
+        for images, targets in (batch for loader in loaders for batch in loader):
             features.append(model.forward_head(model.forward_features(images), pre_logits=True))
             labels.append(targets)
     x, y = torch.cat(features), torch.cat(labels)
@@ -124,7 +127,7 @@ def probe(task: Task, model: Any, sets: list[Photos]) -> None:
     optimiser = torch.optim.AdamW(head.parameters(), lr=PROBE_RATE, weight_decay=0.01)
     steps = PROBE_EPOCHS * task.epochs * max(1, len(sets[0]) // (task.batch // 2))
     for _ in range(steps):
-        drawn = torch.multinomial(weight, task.batch, replacement=True)
+        drawn = torch.multinomial(weight, task.batch, replacement=True).to(x.device)
         descend(optimiser, nn.functional.cross_entropy(head(x[drawn]), y[drawn]))
 
 
@@ -135,11 +138,17 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.step()
 
 
-def endless(photos: Photos, batch: int) -> Any:
+def endless(photos: Photos, batch: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches for ever, shuffled anew each time round; none of no images."""
     loader = DataLoader(photos, batch_size=batch, shuffle=True)
     while True:
-        yield from loader
+        yield from moved(loader, device)
+
+
+def moved(loader: Any, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """A loader's batches of images and labels, on the device."""
+    for images, labels in loader:
+        yield images.to(device), labels.to(device)
 
 
 def keep_statistics(model: nn.Module) -> None:
@@ -154,9 +163,10 @@ def keep_statistics(model: nn.Module) -> None:
 def right(model: nn.Module, photos: Photos) -> float:
     """The share of right answers; 0 of no images."""
     model.eval()
+    device = str(next(model.parameters()).device)
     hits = sum(
         int((model(images).argmax(dim=1) == labels).sum())
-        for images, labels in DataLoader(photos, batch_size=64)
+        for images, labels in moved(DataLoader(photos, batch_size=64), device)
     )
     return hits / max(1, len(photos))
 

@@ -35,7 +35,8 @@ class Task:
     The network is timm's ``architecture`` with ``len(labels)`` outputs; its input is the
     centre ``size`` x ``size`` pixels of the image resized to ``size / crop`` on its shorter
     side, in [0, 1], less ``mean``, by ``std``. ``flip`` says whether a mirrored image is
-    still of its label. ``epochs`` and ``batch`` are the same for all entrants.
+    still of its label. ``epochs`` and ``batch`` are the same for all entrants, and so is
+    ``device``, torch's name of where they train.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Task:
     epochs: int
     batch: int
     threads: int
+    device: str
     train: Pictures
     select: Pictures
     replay: Pictures

@@ -48,6 +48,7 @@ def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
         "criterion": nn.CrossEntropyLoss(),
         "train_epochs": task.epochs,
         "evaluator": None,
+        "device": task.device,
         "plugins": [FrozenStatistics()] if frozen else [],
     }
     if name.startswith("avalanche-replay"):

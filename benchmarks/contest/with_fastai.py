@@ -60,7 +60,7 @@ def loaders(task: Task) -> Any:
     # Training drops what is left of the last batch: a batch must not be all there is.
     batch = min(task.batch, len(task.train))
     return block.dataloaders(
-        range(len(pictures)), bs=batch, num_workers=0, device=torch.device("cpu")
+        range(len(pictures)), bs=batch, num_workers=0, device=torch.device(task.device)
     )
 
 

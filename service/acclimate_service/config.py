@@ -107,6 +107,8 @@ class WorkSettings(Settings):
     stall_seconds: float = pydantic.Field(default=600.0, gt=0)  # no sign of life: killed
     max_attempts: int = pydantic.Field(default=3, ge=1)
     cache_gib: float = pydantic.Field(default=4.0, gt=0)  # trunk activations in memory and on disk
+    # Of a GPU's memory, the most that training takes: what serves beside it keeps the rest.
+    gpu_memory_share: float = pydantic.Field(default=0.8, gt=0, le=1)
     # Train on a CPU with what serving leaves (Linux SCHED_IDLE); where that is next to
     # nothing for half a minute, at nice 10.
     idle_priority: bool = True

@@ -37,6 +37,7 @@ def run(settings: WorkSettings, stop: threading.Event) -> None:
         home=settings.home.absolute(),
         device=settings.device,
         threads=settings.threads,
+        gpu_memory_share=settings.gpu_memory_share,
         cache_bytes=int(settings.cache_gib * 2**30),
         priority="idle" if settings.idle_priority else "usual",
     )

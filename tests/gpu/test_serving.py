@@ -12,6 +12,7 @@ from tests.integration.rpc_server import SIZE, classifier
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import OUTPUTS, Classifier, Execution
 from acclimate_service.inference.probe import probe
+from acclimate_service.training.fp16 import fp16
 
 pytestmark = pytest.mark.gpu
 
@@ -32,6 +33,19 @@ def test_the_device_answers_as_the_cpu_does_in_every_bucket() -> None:
         wanted, found = (one.run(IMAGES[:count], OUTPUTS) for one in (here, there))
         for name in OUTPUTS:
             assert np.allclose(found[name], wanted[name], atol=1e-4), (name, count)
+
+
+def test_float16_answers_as_float32_does_but_for_rounding() -> None:
+    whole = classifier(7)
+    half = fp16(whole)
+    there = Classifier.open(
+        half, digest=hashlib.sha256(half).hexdigest(), labels=3, size=SIZE,
+        execution=Execution.for_gpu(), precision="fp16",
+    )  # fmt: skip
+    there.warm(Batching().buckets)
+    wanted, found = (one.run(IMAGES, OUTPUTS) for one in (opened(Execution()), there))
+    assert np.allclose(found["probabilities"], wanted["probabilities"], atol=0.02)
+    assert not np.array_equal(found["logits"], wanted["logits"])  # it did run in float16
 
 
 def test_requests_that_run_together_get_their_own_answers() -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from tests.unit.training import tiny
 
+from acclimate_service.domain.model import Architecture
 from acclimate_service.training.auto import adapt
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Listed
+from acclimate_service.training.device import choose_device
 from acclimate_service.training.finetune import tune
 from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.measure import evaluate
-from acclimate_service.training.optimiser import State
+from acclimate_service.training.network import build
+from acclimate_service.training.objective import Objective
+from acclimate_service.training.optimiser import Optimiser, State
+from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import parse
 
 pytestmark = pytest.mark.gpu
 
 
 def on_device() -> torch.device:
-    return torch.device("cuda:0")
+    return choose_device("cuda", threads=2)
 
 
 def tuned(seed: int = 0) -> State:
@@ -66,3 +73,60 @@ def test_the_trunk_is_computed_on_the_device_and_kept_in_float16_off_it():
 def test_the_same_seed_gives_the_same_weights_on_one_kind_of_device():
     one, two = tuned(), tuned()
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+def test_a_real_network_takes_the_same_steps_again_to_the_bit(name: str) -> None:
+    device = on_device()
+    torch.use_deterministic_algorithms(True)  # an operation that cannot raises
+    images = torch.randn(24, 3, 160, 160, generator=torch.Generator().manual_seed(1)).to(device)
+    labels = (torch.arange(24) % 4).to(device)
+
+    def stepped() -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        network = build(Architecture(library="timm", name=name), labels=4, size=160).to(device)
+        strategy = parse("full")
+        objective = Objective(
+            network, strategy, teacher=None, boundary=0, micro_batch=24,
+            run=Run(clock=time.monotonic, device=device),
+        )  # fmt: skip
+        network.freeze_below(0)
+        network.train()
+        optimiser = Optimiser(network, strategy)
+        for _ in range(3):
+            objective.gradients(images, labels, new=24, remembered=None)
+            optimiser.gradient_norm()
+            optimiser.step(0.3)
+        return {key: value.clone() for key, value in network.state_dict().items()}
+
+    one, two = stepped(), stepped()
+    assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+def test_a_step_that_outgrows_its_share_of_the_memory_goes_through_in_parts() -> None:
+    device = choose_device("cuda", threads=2)
+    total = torch.cuda.get_device_properties(device).total_memory
+    told: list[str] = []
+    run = Run(
+        clock=time.monotonic, device=device, on_event=lambda _kind, said, _facts: told.append(said)
+    )
+    network = build(Architecture(library="timm", name="resnet18"), labels=4, size=224).to(device)
+    network.freeze_below(0)
+    network.train()
+    objective = Objective(
+        network, parse("full"), teacher=None, boundary=0, micro_batch=256, run=run
+    )
+    images, labels = (
+        torch.randn(256, 3, 224, 224, device=device),
+        torch.arange(256, device=device) % 4,
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2e9 / total, device)
+    try:
+        loss, _ = objective.gradients(images, labels, new=256, remembered=None)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    assert loss == pytest.approx(1.4, abs=0.8)
+    assert objective.micro_batch < 256
+    assert told
+    assert all("out of memory" in message for message in told)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 
 from acclimate_service.domain.errors import ProviderUnavailable
 
 
-def choose_device(asked: str, *, threads: int) -> torch.device:
+def choose_device(asked: str, *, threads: int, memory_share: float = 1.0) -> torch.device:
     """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    ``auto`` takes a CUDA device if there is one. On the CPU, *threads* threads.
+    ``auto`` takes a CUDA device if there is one. On the CPU, *threads* threads. On a CUDA
+    device no more than *memory_share* of its memory, and PyTorch's deterministic
+    algorithms, both for the whole process.
 
     Raises:
         ProviderUnavailable: a CUDA device was asked for by name and is not there.
@@ -18,7 +23,7 @@ def choose_device(asked: str, *, threads: int) -> torch.device:
     torch.set_num_threads(threads)
     available = torch.cuda.is_available()
     if asked == "auto":
-        return torch.device("cuda:0" if available else "cpu")
+        asked = "cuda:0" if available else "cpu"
     if asked.startswith("cuda") and not available:
         raise ProviderUnavailable(f"device {asked!r} was asked for, but torch finds no CUDA device")
     if not asked.startswith("cuda"):
@@ -28,4 +33,19 @@ def choose_device(asked: str, *, threads: int) -> torch.device:
         raise ProviderUnavailable(
             f"device {asked!r} was asked for; there are {torch.cuda.device_count()} CUDA devices"
         )
+    torch.cuda.set_per_process_memory_fraction(memory_share, device)
+    _hold_to_one_order_of_sums()
     return device
+
+
+def _hold_to_one_order_of_sums() -> None:
+    """Have CUDA's libraries repeat themselves to the bit, so that a seed tells the weights.
+
+    An operation that cannot warns, and is used: a job is worth more than its repetition.
+    """
+    # Read when cuBLAS is first used: its workspaces are then the same in every run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # only finds bugs, and costs

@@ -334,8 +334,9 @@ class Trunk:
 def fingerprint(network: Network, boundary: int) -> str:
     """The sha256 of all that activations at a boundary depend on, but the picture."""
     digest = hashlib.sha256(network.preprocessing.model_dump_json().encode())
-    # How they are computed counts: another order of sums rounds otherwise.
-    way = f"{network.architecture} {boundary} folded"
+    # How they are computed counts: another device, another order of sums rounds otherwise.
+    device = next(network.parameters()).device.type
+    way = f"{network.architecture} {boundary} folded on {device}"
     digest.update(way.encode() if boundary else b"pixels")
     depths = network.depths()
     for name, tensor in sorted(network.state_dict().items()):

@@ -55,6 +55,7 @@ class Workplace(pydantic.BaseModel, frozen=True, extra="forbid"):
     home: Path
     device: str  # "auto", "cpu", "cuda", "cuda:1"
     threads: int
+    gpu_memory_share: float
     cache_bytes: int
     priority: Priority
 
@@ -167,7 +168,11 @@ def main() -> None:
     from acclimate_service.training.device import choose_device  # noqa: PLC0415
 
     try:
-        device = choose_device(workplace.device, threads=workplace.threads)
+        device = choose_device(
+            workplace.device,
+            threads=workplace.threads,
+            memory_share=workplace.gpu_memory_share,
+        )
     except ProviderUnavailable as error:
         print(error, file=sys.stderr)  # noqa: T201  its last words
         sys.exit(os.EX_CONFIG)

@@ -100,8 +100,8 @@ def test_a_task_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     picture = Picture(path="cat/1.png", label=0, content="abc")
     task = Task(
         architecture="x", labels=("cat", "dog"), size=32, crop=1.0, mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5), flip=False, seed=3, epochs=2, batch=8, threads=1, train=(picture,),
-        select=(), replay=(), source_select=(),
+        std=(0.5, 0.5, 0.5), flip=False, seed=3, epochs=2, batch=8, threads=1, device="cpu",
+        train=(picture,), select=(), replay=(), source_select=(),
     )  # fmt: skip
     task.write(tmp_path)
     assert read_task(tmp_path) == task

@@ -26,6 +26,7 @@ def last_words(monkeypatch: pytest.MonkeyPatch, folder: Path, *, said: str, stat
         home=folder,
         device="cpu",
         threads=1,
+        gpu_memory_share=1.0,
         cache_bytes=0,
         priority="usual",
     )
