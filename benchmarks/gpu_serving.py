@@ -18,7 +18,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,68 +41,118 @@ from acclimate_service.store import open_store
 from acclimate_service.training.fp16 import fp16
 
 BATCHES = (1, 8, 32, 128)
-LOADS = ((1, 1), (1, 8), (1, 64), (8, 1), (8, 16), (32, 1), (32, 8), (128, 4))  # images, at once
+LOADS = (  # the input, images a request, requests at once
+    ("uint8", 1, 1), ("uint8", 1, 8), ("uint8", 1, 64), ("uint8", 8, 1), ("uint8", 8, 16),
+    ("uint8", 32, 1), ("uint8", 32, 8), ("uint8", 128, 4), ("JPEG", 1, 8), ("JPEG", 1, 64),
+)  # fmt: skip
 BUSY = 0.85
+
+Way = Callable[[NDArray[np.uint8]], Callable[[], object]]  # for images, what runs them
 
 
 # ── the session ──────────────────────────────────────────────────────────────
 
 
-def raw(
-    files: dict[Precision, bytes], execution: Execution, seconds: float
-) -> list[dict[str, Any]]:
+def raw(content: bytes, execution: Execution, seconds: float) -> Iterator[dict[str, Any]]:
     """The bare session's images a second, by file, way, batch and threads."""
-    rows = []
     size = standing.SIZE
-    for precision, content in files.items():
+    random = np.random.default_rng(1)
+    images = random.integers(0, 256, (max(BATCHES), size, size, 3), np.uint8)
+    on_gpu = execution.provider == "cuda"
+    files: dict[Precision, bytes] = {"fp32": content}
+    if on_gpu:
+        files["fp16"] = fp16(content)
+    for precision, file in files.items():
         classifier = Classifier.open(
-            content,
-            digest=hashlib.sha256(content).hexdigest(),
+            file,
+            digest=hashlib.sha256(file).hexdigest(),
             labels=len(standing.LABELS),
             size=size,
             execution=execution,
             precision=precision,
         )
-        for batch in BATCHES:
-            images = np.random.default_rng(1).integers(0, 256, (batch, size, size, 3), np.uint8)
-            for way, run in _ways(classifier, images).items():
+        ways: dict[str, Way] = {"as served": partial(_served, classifier)}
+        if precision == "fp32":
+            ways["session.run"] = partial(_plain, classifier)
+            if on_gpu:
+                ways["bound once"] = partial(_bound_once, classifier)
+        for way, make in ways.items():
+            for batch in BATCHES:
                 for threads in (1, 2):
-                    rate = _rate(run, threads, seconds) * batch
-                    rows.append(
-                        {
-                            "file": precision,
-                            "way": way,
-                            "batch": batch,
-                            "threads": threads,
-                            "rate": rate,
-                        }
-                    )
-    return rows
+                    rate = _rate(partial(make, images[:batch]), threads, seconds) * batch
+                    yield {"file": precision, "way": way, "batch": batch, "threads": threads,
+                           "rate": rate}  # fmt: skip
+    for batch in (1, 32) if on_gpu else ():
+        for way, options in (
+            ("CUDA graph", {"enable_cuda_graph": 1, "cudnn_conv_algo_search": "HEURISTIC"}),
+            ("exhaustive", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
+        ):
+            session = onnxruntime.InferenceSession(
+                content, providers=[("CUDAExecutionProvider", {"use_tf32": 0, **options})]
+            )
+            rate = _rate(partial(_kept, session, images[:batch]), 1, seconds) * batch
+            yield {"file": "fp32", "way": way, "batch": batch, "threads": 1, "rate": rate}
 
 
-def _ways(classifier: Classifier, images: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
-    """How a batch goes through: as the server does it, and by onnxruntime's plainest call."""
-    session = classifier._session  # noqa: SLF001 -- what it adds is what is asked
+def _served(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
+    """As the server runs it."""
+    return partial(classifier.run, images)
 
-    def plain() -> object:
+
+def _plain(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
+    """onnxruntime's plainest call."""
+    session = classifier._session  # noqa: SLF001 -- what is added to it is what is asked
+
+    def run() -> object:
         return session.run(["probabilities"], {INPUT: images})
 
-    def served() -> object:
-        return classifier.run(images)
-
-    return {"as served": served, "session.run": plain}
+    return run
 
 
-def _rate(run: Callable[[], object], threads: int, seconds: float) -> float:
-    """Calls a second."""
-    for _ in range(3):
+def _bound_once(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
+    """Into memory of the device that is kept, and out to the CPU."""
+    session = classifier._session  # noqa: SLF001
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(INPUT, value)
+
+    def run() -> object:
+        value.update_inplace(images)
+        binding.bind_output("probabilities", "cpu")
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
+
+    return run
+
+
+def _kept(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> Callable[[], object]:
+    """All of a run's memory on the device is kept, as a CUDA graph needs it."""
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
+    shape = (len(images), len(standing.LABELS))
+    answer = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(INPUT, value)
+    binding.bind_ortvalue_output("probabilities", answer)
+
+    def run() -> object:
+        value.update_inplace(images)
+        session.run_with_iobinding(binding)
+        return answer.numpy()
+
+    return run
+
+
+def _rate(make: Callable[[], Callable[[], object]], threads: int, seconds: float) -> float:
+    """Calls a second of what *make* makes for each thread."""
+    runs = [make() for _ in range(threads)]
+    for run in runs * 3:
         run()
     counts = [0] * threads
     until = time.perf_counter() + seconds
 
     def work(index: int) -> None:
         while time.perf_counter() < until:
-            run()
+            runs[index]()
             counts[index] += 1
 
     began = time.perf_counter()
@@ -116,26 +167,18 @@ def _rate(run: Callable[[], object], threads: int, seconds: float) -> float:
 # ── over gRPC ────────────────────────────────────────────────────────────────
 
 
-def over_grpc(home: Path, seconds: float, **settings: object) -> dict[str, Any]:
-    """Every load against one server, and how soon that was ready."""
+def over_grpc(home: Path, seconds: float, **settings: object) -> Iterator[dict[str, Any]]:
+    """Every load against one server."""
     photograph = standing.jpeg()
     one = standing.pixels(photograph)
     with standing.serving(home, threads=2, **settings) as server:
-        rows = []
-        for images, at_once in LOADS:
+        print(f"\nready in {server.seconds:.1f} s, {server.mib():.0f} MiB resident", flush=True)
+        for kind, images, at_once in LOADS:
             pixels = np.repeat(one, images, axis=0)
-            request = requests(standing.MODEL, INPUT, photograph, pixels)["uint8, ModelInfer"]
+            request = requests(standing.MODEL, INPUT, photograph, pixels)[f"{kind}, ModelInfer"]
             to = call(server.port, OIP, request)
-            rows.append(
-                {"images": images, "at_once": at_once}
-                | _loaded(server, to, images, at_once, seconds)
-            )
-        encoded = requests(standing.MODEL, INPUT, photograph, one)["JPEG, ModelInfer"]
-        to = call(server.port, OIP, encoded)
-        rows.append(
-            {"images": 1, "at_once": 64, "jpeg": True} | _loaded(server, to, 1, 64, seconds)
-        )
-        return {"ready": server.seconds, "mib": server.mib(), "rows": rows}
+            given = {"kind": kind, "images": images, "at_once": at_once}
+            yield given | _loaded(server, to, images, at_once, seconds)
 
 
 def _loaded(
@@ -208,20 +251,36 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "acclimate.db").exists():
             standing.register(home)
-        content = _file(home)
-        files: dict[Precision, bytes] = {"fp32": content}
-        execution = Execution(threads=2)
-        if given.provider == "cuda":
-            files["fp16"] = fp16(content)
-            execution = Execution.for_gpu()
+        execution = Execution.for_gpu() if given.provider == "cuda" else Execution(threads=2)
         found = {
             "onnxruntime": onnxruntime.__version__,
-            "raw": raw(files, execution, seconds / 2),
-            "served": over_grpc(home, seconds, provider=given.provider),
+            "raw": told(raw(_file(home), execution, seconds / 3), SESSION),
         }
-    show(found)
+        best = max(row["rate"] for row in found["raw"] if row["file"] == "fp32")
+        loads = over_grpc(home, seconds, provider=given.provider)
+        found["served"] = told((row | {"share": row["rate"] / best} for row in loads), SERVED)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
+
+
+SESSION = {"file": "6", "way": "12", "batch": "6", "threads": "8", "rate": "9.0f"}
+SERVED = {
+    "kind": "6", "images": "7", "at_once": "8", "rate": "9.0f", "share": "7.0%", "p50": "7.1f",
+    "p99": "7.1f", "batch": "7.1f", "loop": "6.2f", "infer": "6.2f", "client": "7.2f",
+    "bottleneck": "16",
+}  # fmt: skip
+
+
+def told(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows, each printed as it comes; ``rate`` is images a second."""
+    print(
+        "\n" + " ".join(f"{name:>{int(form.partition('.')[0])}}" for name, form in columns.items())
+    )
+    kept = []
+    for row in rows:
+        print(" ".join(f"{row[name]:>{form}}" for name, form in columns.items()), flush=True)
+        kept.append(row)
+    return kept
 
 
 def _file(home: Path) -> bytes:
@@ -232,28 +291,6 @@ def _file(home: Path) -> bytes:
         return store.blobs.get(version.manifest.artifacts.onnx)
     finally:
         store.close()
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print the tables; a share is of the best that the session gave with float32."""
-    print(f"onnxruntime {found['onnxruntime']}\n")
-    print(f"{'session':8}{'way':14}{'batch':>6}{'1 thread':>11}{'2 threads':>11}  images/s")
-    cells: dict[tuple[str, str, int], dict[int, float]] = {}
-    for row in found["raw"]:
-        cells.setdefault((row["file"], row["way"], row["batch"]), {})[row["threads"]] = row["rate"]
-    for (file, way, batch), rates in cells.items():
-        print(f"{file:8}{way:14}{batch:6}{rates[1]:11.0f}{rates[2]:11.0f}")
-    best = max(row["rate"] for row in found["raw"] if row["file"] == "fp32")
-    served = found["served"]
-    print(f"\nready in {served['ready']:.1f} s, {served['mib']:.0f} MiB resident")
-    print(f"{'over gRPC':10}{'images':>7}{'at once':>8}{'images/s':>10}{'of best':>8}{'p50 ms':>8}"
-          f"{'p99 ms':>8}{'a run':>7}{'loop':>7}{'infer':>7}{'client':>8}  held up by")  # fmt: skip
-    for row in served["rows"]:
-        kind = "JPEG" if row.get("jpeg") else "uint8"
-        print(f"{kind:10}{row['images']:7}{row['at_once']:8}{row['rate']:10.0f}"
-              f"{row['rate'] / best:8.0%}{row['p50']:8.1f}{row['p99']:8.1f}{row['batch']:7.1f}"
-              f"{row['loop']:7.2f}{row['infer']:7.2f}{row['client']:8.2f}"
-              f"  {row['bottleneck']}")  # fmt: skip
 
 
 if __name__ == "__main__":

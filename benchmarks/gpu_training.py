@@ -4,20 +4,21 @@
 
 EfficientNet-Lite0 and resnet50 at 224 pixels, random weights (they cost the same). A step
 is forward, backward and AdamW on a batch that lies on the device, by stages trained; the
-ways take turns, and the median of their steps counts. The trunk's pass reads real files:
-what decodes them is the same in training. The first row of each part is what a job runs.
+ways take turns, and the median of their steps counts; the first one is what a job runs.
+The trunk's pass, from real files to kept activations, is by how many threads decode.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from benchmarks.contest import pairs
 from benchmarks.contest.ours import Files
 from benchmarks.contest.task import Picture
+from benchmarks.gpu_serving import told
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,7 +45,11 @@ SIZE = 224
 BATCH = 64
 NETWORKS = ("tf_efficientnet_lite0", "resnet50")
 TAILS = ("last:1", "tail", "full")
+COMPILED = "tail"  # the one that is also tried with torch.compile
 STEPS = 30
+
+ROWS = {"network": "24", "trained": "8", "way": "38", "rate": "9.0f", "first": "7.2f"}
+TRUNK = {"network": "24", "device": "8", "readers": "8", "rate": "9.0f"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +125,14 @@ class Stepper:
         return time.perf_counter() - began
 
 
-def steps(name: str, ways: tuple[Way, ...], count: int) -> list[dict[str, Any]]:
+def steps(name: str, ways: tuple[Way, ...], count: int) -> Iterator[dict[str, Any]]:
     """A row for each tail and way: images a second, and the seconds of the first step."""
-    rows = []
     for strategy in TAILS:
-        steppers = [Stepper(name, strategy, way) for way in ways]
+        steppers = [
+            Stepper(name, strategy, way)
+            for way in ways
+            if strategy == COMPILED or not way.compiled  # half a minute each
+        ]
         for stepper in steppers:
             for _ in range(3):
                 stepper.step()
@@ -131,17 +140,14 @@ def steps(name: str, ways: tuple[Way, ...], count: int) -> list[dict[str, Any]]:
         for _ in range(count):
             for stepper, mine in zip(steppers, taken, strict=True):
                 mine.append(stepper.step())
-        rows += [
-            {
+        for stepper, mine in zip(steppers, taken, strict=True):
+            yield {
                 "network": name,
                 "trained": strategy,
                 "way": stepper.way.name,
                 "rate": BATCH / statistics.median(mine),
                 "first": stepper.first,
             }
-            for stepper, mine in zip(steppers, taken, strict=True)
-        ]
-    return rows
 
 
 def trunk_pass(name: str, photos: Path, device: torch.device, readers: int) -> dict[str, Any]:
@@ -187,34 +193,20 @@ def main() -> None:
     given = parser.parse_args()
     here = choose_device(given.device, threads=os.cpu_count() or 1)
     print(torch.cuda.get_device_name(here) if here.type == "cuda" else "no GPU", torch.__version__)
-    networks = NETWORKS[:1] if given.quick else NETWORKS
-    found: dict[str, Any] = {"steps": [], "trunk": []}
+    ways = tuple(replace(way, device=given.device) for way in WAYS)[: 2 if given.quick else None]
+    networks = NETWORKS[: 1 if given.quick else None]
+    count = 3 if given.quick else STEPS
+    rates: Iterator[dict[str, Any]] = iter(())
     for name in networks:
-        ways = tuple(
-            Way(**{**vars(way), "device": given.device})
-            for way in WAYS
-            if not (given.quick and way.compiled)
-        )
-        if here.type == "cuda" and not given.quick:
-            rows = steps(name, (Way(name="the CPU beside it", device="cpu"),), 3)
-            found["steps"] += rows
-        found["steps"] += steps(name, ways, 5 if given.quick else STEPS)
-        for readers in (1, os.cpu_count() or 1):
-            found["trunk"].append(trunk_pass(name, given.photos, here, readers))
-    show(found)
+        rates = itertools.chain(rates, steps(name, ways, count))
+    if here.type == "cuda":
+        beside = Way(name="the CPU beside it", device="cpu")
+        rates = itertools.chain(rates, steps(NETWORKS[0], (beside,), 2))
+    readers = sorted({1, min(8, os.cpu_count() or 1)})
+    passes = (trunk_pass(NETWORKS[0], given.photos, here, count) for count in readers)
+    found = {"trunk": told(passes, TRUNK), "steps": told(rates, ROWS)}
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print both tables."""
-    print(f"\n{'network':24}{'trained':10}{'way':38}{'images/s':>10}{'first step s':>14}")
-    for row in found["steps"]:
-        print(f"{row['network']:24}{row['trained']:10}{row['way']:38}"
-              f"{row['rate']:10.0f}{row['first']:14.2f}")  # fmt: skip
-    print(f"\n{'trunk pass from files':24}{'device':10}{'readers':>8}{'images/s':>10}")
-    for row in found["trunk"]:
-        print(f"{row['network']:24}{row['device']:10}{row['readers']:8}{row['rate']:10.0f}")
 
 
 if __name__ == "__main__":

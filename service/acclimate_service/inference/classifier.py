@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -160,7 +161,7 @@ class Classifier:
             VersionUnloadable: the graph fails, or its answers are no probabilities.
         """
         for batch in batches:
-            images = np.full((batch, self.size, self.size, 3), 127, np.uint8)
+            images = self._grey(batch)
             try:
                 answers = self.run(images, OUTPUTS)
             except _FAILURES as error:
@@ -176,6 +177,13 @@ class Classifier:
                 raise VersionUnloadable("the version answers a grey image with NaN or infinity")
             if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
                 raise VersionUnloadable("the version's probabilities do not sum to 1")
+        if self.execution.provider != "cpu":
+            # CUDA's libraries make handles for each run that is under way at once.
+            with ThreadPoolExecutor(self.execution.threads) as pool:
+                list(pool.map(self.run, [self._grey(max(batches))] * 2 * self.execution.threads))
+
+    def _grey(self, batch: int) -> Pixels:
+        return np.full((batch, self.size, self.size, 3), 127, np.uint8)
 
     def check(self, images: Pixels, outputs: Sequence[str]) -> None:
         """Hold a call to the contract before it costs anything.
@@ -266,6 +274,9 @@ def session_of(
     if execution.provider != "cpu":
         # Finds CUDA's libraries where pip put them, also when torch is not there to.
         ort.preload_dlls()
+        # It logs an error for each convolution that cuDNN's newer interface does not have,
+        # and takes the older one's. What fails indeed is raised.
+        ort.set_default_logger_severity(4)
     try:
         session = ort.InferenceSession(
             onnx, sess_options=_options(execution, shares), providers=_providers(execution)
@@ -323,8 +334,11 @@ def _providers(execution: Execution) -> list[tuple[str, dict[str, Any]]]:
     cpu: tuple[str, dict[str, Any]] = (_PROVIDERS["cpu"], {})
     if execution.provider == "cpu":
         return [cpu]
-    # TF32 rounds products to 10 bits: other answers than those that were judged.
-    cuda = (_PROVIDERS["cuda"], {"device_id": execution.device, "use_tf32": 0})
+    # TF32 rounds products to 10 bits: other answers than those that were judged. And not
+    # onnxruntime's search among all of cuDNN's convolutions, by their time in this moment:
+    # it takes seconds for each size of batch, and finds others the next time.
+    ways = {"device_id": execution.device, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+    cuda = (_PROVIDERS["cuda"], ways)
     if execution.provider == "cuda":
         return [cuda, cpu]
     return [(_PROVIDERS["tensorrt"], {"device_id": execution.device}), cuda, cpu]

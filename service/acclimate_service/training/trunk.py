@@ -35,7 +35,7 @@ Pixels = NDArray[np.uint8]
 
 # Of weights and activations, on every device: see benchmarks/layout.py.
 LAYOUT = torch.channels_last
-AHEAD = 2  # chunks that are decoded ahead of the device
+AHEAD = 2  # chunks that are decoded ahead of the device, beside one for each further reader
 _LARGEST = float(torch.finfo(torch.float16).max)
 
 
@@ -97,6 +97,8 @@ class Trunk:
         self._run = run
         self._shelves: dict[int, Shelf] = {}
         self._chunk = CHUNK
+        # Each chunk is decoded by one reader: fewer chunks than readers would leave some idle.
+        self._ahead_of_device = AHEAD + run.readers - 1
 
     # ── keeping ──────────────────────────────────────────────────────────────
 
@@ -204,7 +206,7 @@ class Trunk:
             waiting: deque[list[tuple[Shown, Future[Pixels] | None]]] = deque()
             for batch in batches:
                 waiting.append([(part, self._ahead(pool, shelf, part)) for part in batch])
-                if len(waiting) > AHEAD:
+                if len(waiting) > self._ahead_of_device:
                     yield self._assemble(boundary, shelf, waiting.popleft())
             while waiting:
                 yield self._assemble(boundary, shelf, waiting.popleft())
@@ -247,7 +249,7 @@ class Trunk:
             waiting: deque[tuple[Shown, Future[Pixels]]] = deque()
             for chunk in chunks:
                 waiting.append((chunk, pool.submit(self._pixels, chunk)))
-                if len(waiting) > AHEAD:
+                if len(waiting) > self._ahead_of_device:
                     done, pixels = waiting.popleft()
                     yield done, pixels.result()
             while waiting:
