@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from acclimate_service.config import ServeSettings, WorkSettings
 
@@ -34,10 +35,36 @@ def test_what_it_sets_are_settings_that_both_processes_agree_on(services: dict[s
 def test_it_builds_stages_that_there_are_and_waits_for_services_that_there_are(
     services: dict[str, Any],
 ) -> None:
-    stages = re.findall(r"(?m)^FROM \S+ AS (\S+)", (ROOT / "Dockerfile").read_text())
-    for service in services.values():
-        assert service.get("build", {}).get("target", "serve") in stages
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    stages = re.findall(r"(?m)^FROM \S+ AS (\S+)", dockerfile)
+    for name, service in services.items():
         assert set(service.get("depends_on", ())) <= services.keys()
+        if "build" in service:
+            target = service["build"]["target"]
+            assert target in stages
+            # The names that the Dockerfile tells, so that nothing is built twice.
+            assert re.search(rf"--target {target} +-t {service['image']} ", dockerfile), name
+
+
+def test_the_bucket_and_the_database_that_it_makes_are_those_that_are_used(
+    services: dict[str, Any],
+) -> None:
+    environment, postgres = services["work"]["environment"], services["postgres"]["environment"]
+    url = sa.make_url(environment["ACCLIMATE_DATABASE_URL"])
+    assert (url.host, url.username, url.password, url.database) == (
+        "postgres",
+        postgres["POSTGRES_USER"],
+        postgres["POSTGRES_PASSWORD"],
+        postgres["POSTGRES_DB"],
+    )
+    endpoint, keys = environment["AWS_ENDPOINT_URL"], services["objects"]["environment"]
+    assert endpoint == "http://objects:9000"
+    assert environment["AWS_ACCESS_KEY_ID"] == keys["MINIO_ROOT_USER"]
+    assert environment["AWS_SECRET_ACCESS_KEY"] == keys["MINIO_ROOT_PASSWORD"]
+    script = services["bucket"]["entrypoint"][-1]
+    assert f"store {endpoint} {keys['MINIO_ROOT_USER']} {keys['MINIO_ROOT_PASSWORD']}" in script
+    bucket = environment["ACCLIMATE_BLOBS"].removeprefix("s3://").partition("/")[0]
+    assert f"store/{bucket}\n" in script
 
 
 def test_a_port_without_protection_is_published_on_the_loopback_alone(
