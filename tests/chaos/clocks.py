@@ -66,7 +66,7 @@ def _jumped(
 ) -> Row:
     drawn = random.Random(f"{plan.seed} {engine}")
     in_hand = 0
-    with Siege(world, plan, epochs=EPOCHS) as siege:
+    with Siege(world, plan, spec={"epochs": EPOCHS}) as siege:
         other.start()
         # The two that differ most, from the beginning; then each by turns, at random.
         shims["worker"].turn(ahead=-HOUR)

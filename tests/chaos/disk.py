@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import resource
+import signal
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -26,12 +28,12 @@ from acclimate_service.domain.job import JobState, Phase
 
 ROOM = 1 << 30  # bytes, of the disk when it is not full
 MOST_LEFT = 4 << 20  # bytes that are left at the last point; none at the first
-FULL_SECONDS = 9.0  # at each point
-EPOCHS = 20  # of each job
+FULL_SECONDS = 4.0  # at each point, and before that until a trainer has met it:
+MEET_SECONDS = 15.0  # less than a trainer waits for room before it gives up
+SPEC = {"strategy": "tail", "epochs": 20}  # of each job: every phase, each for a moment
 STARTS = 3  # servers killed and started on the full disk
-MOMENTS = (Phase.PREPARING, Phase.PROBING, Phase.BLENDING, Phase.EXPORTING, Phase.JUDGING)
 PHASE_SECONDS = 45.0  # in which a job is to get there, on a busy machine
-MET = r"store unavailable, waiting.*? phase=(\w+)"
+MET = r"(?:store unavailable, waiting|the trunk cache cannot be written).*? phase=(\w+)"
 NAMED = "STORE_FULL"  # the reason that clients are to be told
 
 
@@ -64,41 +66,79 @@ def disk(plan: Plan, *, times: int = 20) -> Iterator[Row]:
 
 
 def _filled(plan: Plan, world: World, disk: Disk, times: int) -> Row:
-    with Siege(world, plan, epochs=EPOCHS) as siege:
+    # Elsewhere, so that what the trainers meet on the full disk is told.
+    log = world.service.work.log = plan.folder / "work.log"
+    phases, steps = tuple(Phase), random.Random(plan.seed).sample(range(times), times)
+    with Siege(world, plan, spec=SPEC) as siege:
         for number in range(times):
-            free = int(MOST_LEFT ** (number / max(1, times - 1))) if number else 0
-            with contextlib.suppress(AssertionError):  # it may be through with it unseen
-                wait_for(_in(world, MOMENTS[number % len(MOMENTS)]), PHASE_SECONDS, "the phase")
-            disk.leave(free)
+            free = int(MOST_LEFT ** (steps[number] / max(1, times - 1))) if steps[number] else 0
+            phase = phases[number % len(phases)]
+            before = _met(log)
+            with _frozen(world, phase):
+                disk.leave(free)
+            with contextlib.suppress(AssertionError):  # what is left may be enough for it
+                wait_for(lambda: _met(log) != before, MEET_SECONDS, "a write")  # noqa: B023
             time.sleep(FULL_SECONDS)
             disk.widen()
             siege.goes_on()
-            plan.say(f"{number + 1} of {times}, {free:,} left: {dict(siege.ledger.refusals)}")
+            met = dict(_met(log) - before)
+            told = dict(siege.ledger.refusals)
+            plan.say(f"{number + 1} of {times}, {free:,} left in {phase.value}: {met}, {told}")
     started = _start_when_full(world, disk)
     tally = siege.account()
     tally["servers not started"] = STARTS - started
     tally.note("never told of the disk", wrong=disk.told and not siege.ledger.refusals[NAMED])
     return Row(
         scenario="disk",
-        did=f"{disk.how}, for {FULL_SECONDS:g} s each, then widened",
+        did=f"{disk.how}, in each phase of a job by turns, then widened",
         times=times,
         broken=tally,
         measured={
             **siege.measured(),
             "servers started when it was full": started,
-            **{f"writes without room in {phase}": n for phase, n in sorted(_met(world).items())},
+            **{f"writes without room in {phase}": n for phase, n in sorted(_met(log).items())},
         },
     )
 
 
-def _in(world: World, phase: Phase) -> Callable[[], bool]:
-    """Whether a job is in *phase* now."""
-    return lambda: any(job.phase is phase for job in world.jobs(JobState.RUNNING))
+@contextlib.contextmanager
+def _frozen(world: World, phase: Phase) -> Iterator[None]:
+    """Hold the trainers in the moment in which a job is in *phase*; some are over at once.
+
+    The block runs without that if no job is caught there.
+    """
+    stopped: list[int] = []
+
+    def let_go() -> None:
+        while stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped.pop(), signal.SIGCONT)
+
+    def there() -> bool:
+        return any(job.phase is phase for job in world.jobs(JobState.RUNNING))
+
+    def caught() -> bool:
+        if not there():
+            return False
+        for pid in trainers(world.home):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+        if not there():
+            let_go()
+        return bool(stopped)
+
+    try:
+        with contextlib.suppress(AssertionError):
+            wait_for(caught, PHASE_SECONDS, "the phase", every=0.005)
+        yield
+    finally:
+        let_go()
 
 
-def _met(world: World) -> Counter[str]:
+def _met(log: Path) -> Counter[str]:
     """What the trainers were doing when they found no room, each time that they did."""
-    return Counter(re.findall(MET, (world.home / "work.log").read_text(errors="replace")))
+    return Counter(re.findall(MET, log.read_text(errors="replace")))
 
 
 def _start_when_full(world: World, disk: Disk) -> int:

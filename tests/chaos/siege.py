@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -36,7 +36,7 @@ class Siege:
 
     world: World
     plan: Plan
-    epochs: int = 1  # of each job
+    spec: Mapping[str, object] = field(default_factory=dict)  # of each job
     ledger: Ledger = field(default_factory=Ledger)
     answers: Answers = field(default_factory=Answers)
     tally: Tally = field(default_factory=lambda: Tally("processes ended", "not gone on by itself"))
@@ -45,7 +45,7 @@ class Siege:
     def __enter__(self) -> Self:
         serve_colours(self.world, versions=1)
         self.world.furnish(self.plan, first_version=True)
-        traffic = Traffic(self.world, self.plan, self.ledger, epochs=self.epochs)
+        traffic = Traffic(self.world, self.plan, self.ledger, spec=self.spec)
 
         def upload(number: int) -> None:
             traffic.upload(number)

@@ -87,9 +87,11 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
                 told = time.monotonic()
                 code = world.service.serve.kill(signal.SIGTERM)
                 took = time.monotonic() - told
-            for began, status, _ in answers.refused:
+            for began, status, why in answers.refused:
                 tally.note("accepted requests lost", wrong=began < told - SURELY)
-                tally.note("other errors", wrong=status is not grpc.StatusCode.UNAVAILABLE)
+                if status is not grpc.StatusCode.UNAVAILABLE:
+                    tally["other errors"] += 1
+                    plan.say(f"sent {began - told:+.3f} s from the signal: {status}: {why}")
             tally.note("exits late", wrong=took > EXIT_SECONDS)
             tally.note("exits with an error", wrong=code != 0)
             good, turned_away = good + answers.good, turned_away + len(answers.refused)

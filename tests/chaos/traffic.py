@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tests.chaos import pictures
 from tests.chaos.ledger import Ledger
@@ -25,14 +26,25 @@ class BrokenOff(Exception):
 class Traffic:
     """Clients of one service, whose acknowledgements go into a ledger.
 
-    Adaptations train for so many *epochs*.
+    *spec* is what adaptations ask for beside the usual. At most so many *models* are
+    registered, each of which stays loaded for its production alias.
     """
 
-    def __init__(self, world: World, plan: Plan, ledger: Ledger, *, epochs: int = 1) -> None:
+    def __init__(
+        self,
+        world: World,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        spec: Mapping[str, object] | None = None,
+        models: float = math.inf,
+    ) -> None:
         self._world = world
         self._plan = plan
         self._ledger = ledger
-        self._spec = {"epochs": epochs}
+        self._spec = dict(spec or {})
+        self._models = models
+        self._registered = 0
         self._drawn = random.Random(plan.seed)
 
     # ── uploads ──────────────────────────────────────────────────────────────
@@ -81,7 +93,8 @@ class Traffic:
                 if sum(len(client.jobs(state=state)) for state in OPEN) >= WAITING:
                     time.sleep(0.3)
                     return
-                if number % 4 == 3:
+                if number % 4 == 3 and self._registered < self._models:
+                    self._registered += 1
                     model = f"given-{number}"
                     name = pictures.register(
                         client, self._plan.weights, model, labels=pictures.LABELS

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,7 @@ from acclimate.oip import grpc_service_pb2
 from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
+from acclimate_service.rpc import server
 from acclimate_service.rpc.server import SERVICES, Limits
 from acclimate_service.store.engine import Database
 
@@ -314,3 +316,22 @@ def test_health_is_answered_while_a_thousand_streams_wait(tmp_path: Path) -> Non
             stream.cancel()
         until(lambda: service.server.metrics.open.labels(WATCH)._value.get() == 0)
     store.close()
+
+
+def test_a_server_that_stops_tells_new_calls_to_go_elsewhere_before_it_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh_store(tmp_path)
+    name = model(store, "leaving")
+    monkeypatch.setattr(server, "REFUSING_SECONDS", 2.0)  # enough for the call to come in time
+    with running(store, Limits()) as service:
+        promote(service, name, version(store, name, classifier()))
+        request = ask(name, plain((0, 250, 0)))
+        assert service.inference.Predict(request, timeout=10).predictions
+        stopping = asyncio.run_coroutine_threadsafe(service.server.stop(5), service.loop)
+        while not service.server._idle.stopping:
+            time.sleep(0.001)
+        code, info = refusal(lambda: service.inference.Predict(request, timeout=10))
+        assert (code, info.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+        monkeypatch.undo()
+        stopping.result(30)

@@ -227,6 +227,8 @@ class _Call:
     async def _around(self, context: Context) -> AsyncIterator[Visit]:
         self._begin(context)
         try:
+            if self._idle.stopping and not self._quiet:
+                raise ServerStopping  # noqa: TRY301 - refused like any other call
             visit = self._door.knock(self._method, self._metadata, context)
             visit.enter()
             structlog.contextvars.bind_contextvars(who=visit.caller.principal.name)

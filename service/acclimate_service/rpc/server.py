@@ -65,6 +65,7 @@ SERVICES: Final = (
 REFLECTIONS: Final = 100  # streams that ask what the server has
 PROBE_SECONDS: Final = 5.0  # in which a store that is in reach answers
 HEALTH_SECONDS: Final = 0.05  # in which those who watch the health hear of the end
+REFUSING_SECONDS: Final = 0.1  # in which those who call hear of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +299,10 @@ class Server:
             with contextlib.suppress(StoreUnavailable, Overloaded):
                 await self._door.denials.flush(last=True)
         await asyncio.sleep(HEALTH_SECONDS)
+        # Refused by us, a new call is told to go elsewhere. Those that gRPC has taken and not
+        # handed on yet when it stops, it cancels, as if their client had (grpc/grpc#41785).
         self._idle.stop()
+        await asyncio.sleep(REFUSING_SECONDS)
         await self._server.stop(grace)
         with contextlib.suppress(StoreUnavailable, Overloaded):
             await self.served.trials.close()
