@@ -24,7 +24,7 @@ from acclimate_service.domain.model import Architecture, Model, WeightsSource
 from acclimate_service.domain.names import DomainName, ModelName
 from acclimate_service.store import open_store
 
-JOB_SECONDS = 120.0
+JOB_SECONDS = 240.0
 BOMB_BYTES = 512 * 2**20
 SECRET = b"nobody outside is to read this"
 
@@ -142,7 +142,7 @@ def ended(job: Job) -> Job:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_hostile_weights_fail_their_own_job_with_the_reason_and_the_worker_goes_on(
     service: Service, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ class Bench:
     """A store in *home*, and jobs done where they are asked for."""
 
     home: Path
+    cache: Path | None = None  # a folder; None keeps activations in memory
 
     @property
     def url(self) -> str:
@@ -118,7 +119,7 @@ class Bench:
             claimed[1],
             store_url=self.url,
             blob_root=self.home / "blobs",
-            cache=Cache(budget=2**30),
+            cache=Cache(budget=2**30, folder=self.cache),
             device=torch.device("cpu"),
             threads=1,
             sign_of_life=lambda: None,
