@@ -335,3 +335,12 @@ def test_a_server_that_stops_tells_new_calls_to_go_elsewhere_before_it_takes_non
         assert (code, info.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
         monkeypatch.undo()
         stopping.result(30)
+
+
+def test_no_method_has_a_task_of_its_own_that_every_call_would_pass(service: Service) -> None:
+    async def waiting() -> list[str]:
+        return [getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()]
+
+    names = service.run(waiting)
+    assert names.count("_request_call") == 1
+    assert "_request_registered_call" not in names

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -121,6 +121,22 @@ def options(limits: Limits) -> list[tuple[str, int]]:
     ]
 
 
+def look_up(server: grpc.aio.Server) -> None:
+    """Have *server* find each method when it is called, instead of registering it before.
+
+    For every registered method grpc.aio keeps a task that waits for the next call, and at
+    each call it goes through all of these in Python (grpcio 1.85). What is only looked up
+    shares one. Generated code always adds a handler to look up as well.
+    """
+
+    def nothing(
+        service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Register none of a service's methods."""
+
+    server.add_registered_method_handlers = nothing  # type: ignore[method-assign]
+
+
 class Server:
     """All services over one store and one pool, on one port."""
 
@@ -177,6 +193,7 @@ class Server:
         )
         self._idle = interceptor.idle
         self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))
+        look_up(self._server)
         self._add_servicers()
 
     def _add_servicers(self) -> None:
