@@ -14,8 +14,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -31,6 +31,7 @@ from acclimate_service.inference.classifier import (
 )
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.inference.trunks import Tailed, Trunk
+from acclimate_service.inference.work import Work, deliver
 
 URGENT, ORDINARY, PATIENT = PRIORITIES = (1, 2, 3)  # as Triton counts: 1 goes first
 SMOOTHING = 0.1  # weight of the newest run in the running mean of seconds an image
@@ -59,19 +60,6 @@ class Batching:
         return next(size for size in self.buckets if size >= images)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Work:
-    """A part of a request that runs as one."""
-
-    classifier: Classifier
-    images: Pixels | Encoded
-    outputs: tuple[str, ...]
-    deadline: float | None
-    priority: int
-    submitted: int  # perf_counter_ns
-    future: Future[Answer] = field(default_factory=Future)
-
-
 class Batcher:
     """Executes what is submitted to it. Belongs to one event loop.
 
@@ -93,7 +81,7 @@ class Batcher:
         # Images by priority; touched on the event loop only.
         self._inside = dict.fromkeys(PRIORITIES, 0)
         self._seconds = 0.0  # running mean of a thread's seconds an image
-        self._queue: list[tuple[int, int, _Work]] = []  # a heap: priority, number
+        self._queue: list[tuple[int, int, Work]] = []  # a heap: priority, number
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
@@ -190,19 +178,20 @@ class Batcher:
         deadline: float | None,
         priority: int,
     ) -> Answer:
+        loop = asyncio.get_running_loop()
         submitted = time.perf_counter_ns()
         decoded = 0
         if self._decoders is not None and isinstance(images, Encoded):
-            loop = asyncio.get_running_loop()
             images, decoded = await loop.run_in_executor(self._decoders, _decode, images)
         parts = [
-            _Work(
+            Work(
                 classifier=classifier,
                 images=images[start:stop],
                 outputs=outputs,
                 deadline=deadline,
                 priority=priority,
                 submitted=submitted + decoded,
+                answered=loop.create_future(),
             )
             for start, stop in self._parts(len(images))
         ]
@@ -211,10 +200,10 @@ class Batcher:
                 heapq.heappush(self._queue, (part.priority, next(self._numbers), part))
             self._changed.notify(len(parts))
         try:
-            answers = [await asyncio.wrap_future(part.future) for part in parts]
+            answers = [await part.answered for part in parts]
         finally:
-            for part in parts:  # no effect on those that ended
-                part.future.cancel()
+            for part in parts:  # those that ended stay so, and an error nobody awaits is not logged
+                part.answered.cancel()
         return joined(answers, decoded)
 
     def _parts(self, count: int) -> Iterator[tuple[int, int]]:
@@ -236,16 +225,14 @@ class Batcher:
             # Whatever it is, it belongs to those who wait for the answer, and not to
             # the thread, which must live on.
             except BaseException as error:  # noqa: BLE001
-                for work in batch:
-                    work.future.set_exception(error)
+                deliver(batch, [error] * len(batch))
             else:
-                for work, answer in zip(batch, answers, strict=True):
-                    work.future.set_result(answer)
+                deliver(batch, answers)
             # Else this frame would keep an unloaded version alive until the next request.
             del batch
             answers = []
 
-    def _next(self) -> list[_Work]:
+    def _next(self) -> list[Work]:
         """What to run now, together; nothing when closed. Blocks until there is something."""
         with self._changed:
             while True:
@@ -256,22 +243,22 @@ class Batcher:
                     return []
                 self._changed.wait()
 
-    def _begins(self, work: _Work) -> bool:
+    def _begins(self, work: Work) -> bool:
         """Whether somebody still waits for *work* and it is still in time."""
-        if not work.future.set_running_or_notify_cancel():
+        if work.answered.cancelled():
             return False
         if work.deadline is not None and self._clock() >= work.deadline:
-            work.future.set_exception(DeadlineTooShort("the deadline passed in the queue"))
+            deliver([work], [DeadlineTooShort("the deadline passed in the queue")])
             return False
         return True
 
-    def _gather(self, first: _Work) -> list[_Work]:
+    def _gather(self, first: Work) -> list[Work]:
         """*first*, and what may run with it: on the same trunk, up to a batch, in order."""
         assert self._batching is not None
         batch, total = [first], len(first.images)
         until = self._clock() + self._batching.delay
         while True:
-            passed: list[tuple[int, int, _Work]] = []
+            passed: list[tuple[int, int, Work]] = []
             while self._queue and total < self._batching.images:
                 entry = heapq.heappop(self._queue)
                 work = entry[-1]
@@ -290,7 +277,7 @@ class Batcher:
                 return _by_version(batch)
             self._changed.wait(left)
 
-    def _answer(self, batch: list[_Work], started: int) -> list[Answer]:
+    def _answer(self, batch: list[Work], started: int) -> list[Answer]:
         classifier = batch[0].classifier
         pixels, decoded = [], 0
         for work in batch:
@@ -328,8 +315,8 @@ class Batcher:
         return answers
 
     def _through_one_trunk(
-        self, batch: list[_Work], padded: Pixels, names: list[str]
-    ) -> list[tuple[list[_Work], Answers]]:
+        self, batch: list[Work], padded: Pixels, names: list[str]
+    ) -> list[tuple[list[Work], Answers]]:
         """What several versions make of a batch: the trunk once, then each one's tail.
 
         A tail runs on a size that was warmed, if need be with rows of others beside its own.
@@ -370,7 +357,7 @@ def _check(classifier: Classifier, images: Pixels | Encoded, outputs: tuple[str,
         )
 
 
-def _by_version(batch: list[_Work]) -> list[_Work]:
+def _by_version(batch: list[Work]) -> list[Work]:
     """The same, with what is of one version together."""
     order = {work.classifier: place for place, work in reversed(list(enumerate(batch)))}
     return sorted(batch, key=lambda work: order[work.classifier])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 import time
@@ -276,6 +277,37 @@ def test_a_failing_run_fails_its_own_request_only(images: Pixels, classifier: Op
         await batcher.close()
 
     run(test)
+
+
+def test_of_a_request_that_fails_in_two_places_the_first_is_told_and_the_loop_hears_nothing() -> (
+    None
+):
+    class Broken(Gate):
+        def run(self, images: Pixels, outputs: Any = ("probabilities",)) -> Answers:
+            place = int(images[0, 0, 0, 0])
+            self.runs.append([place])
+            if place == 0:
+                assert self.through.wait(SECONDS)
+            raise RuntimeError(f"image {place}")
+
+    heard: list[object] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: heard.append(told))
+        batcher, gate = Batcher(threads=2), Broken()
+        both = np.concatenate([image(0), image(1)])
+        request = asyncio.create_task(batcher.submit(gate, both))
+        await until(lambda: sorted(gate.runs) == [[0], [1]])
+        await asyncio.sleep(0.05)  # the second has failed long before the first
+        gate.through.set()
+        error = await outcome(request)
+        assert str(error) == "image 0"
+        del error, request
+        gc.collect()
+        await batcher.close()
+
+    run(test)
+    assert heard == []
 
 
 def test_what_a_version_does_not_take_never_enters_the_queue() -> None:
