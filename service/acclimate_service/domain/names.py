@@ -6,8 +6,9 @@ so an id is safe in a path, a log line, a metric label and a URL.
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from acclimate_service.domain.errors import InvalidName
@@ -40,18 +41,22 @@ class _Name:
         Raises:
             InvalidName: it does not have the form of ``pattern``.
         """
-        expression = re.sub(r"\{(\w+)\}", rf"(?P<\1>{SLUG})", cls.pattern)
-        match = re.fullmatch(expression, text)
+        match = _expression(cls.pattern).fullmatch(text)
         if match is None:
             raise InvalidName(text, cls.pattern)
-        return cls(*(match[field.name] for field in fields(cls)))
+        return cls(*match.groups())
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_id(getattr(self, field.name))
+        for part in vars(self).values():
+            check_id(part)
 
     def __str__(self) -> str:
-        return self.pattern.format(**{f.name: getattr(self, f.name) for f in fields(self)})
+        return self.pattern.format_map(vars(self))
+
+
+@functools.cache  # once for each kind of name: every request has one to read
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{\w+\}", f"({SLUG})", pattern))
 
 
 @dataclass(frozen=True, order=True)

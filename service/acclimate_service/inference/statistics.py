@@ -43,10 +43,6 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def plus(self, ns: int) -> Duration:
-        """This and one more."""
-        return Duration(count=self.count + 1, ns=self.ns + ns)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VersionStatistics:
@@ -84,10 +80,11 @@ class Tally:
         self._inferences = 0
         self._last_inference = 0
         self._pending = 0
+        # Count and nanoseconds, replaced as one: a snapshot never sees half of an addition.
         self._durations = dict.fromkeys(
-            ("success", "failure", "cancelled", "queue", "decode", "infer", "encode"), Duration()
+            ("success", "failure", "cancelled", "queue", "decode", "infer", "encode"), (0, 0)
         )
-        self._runs: dict[int, Duration] = {}
+        self._runs: dict[int, tuple[int, int]] = {}
         self._causes = dict.fromkeys(Cause, 0)
         self._file: tuple[Precision, str] = ("fp32", "")
 
@@ -110,7 +107,8 @@ class Tally:
         self._add("infer", timings.infer)
         for size in timings.runs:
             share = timings.infer * size // max(sum(timings.runs), 1)
-            self._runs[size] = self._runs.get(size, Duration()).plus(share)
+            count, before = self._runs.get(size, (0, 0))
+            self._runs[size] = count + 1, before + share
 
     def failed(self, error: BaseException, *, ns: int) -> None:
         """Count a refused or failed request."""
@@ -133,7 +131,7 @@ class Tally:
 
     def snapshot(self) -> VersionStatistics:
         """The counts as they are now."""
-        runs = dict(self._runs)
+        runs = {size: Duration(count=n, ns=ns) for size, (n, ns) in list(self._runs.items())}
         precision, digest = self._file
         return VersionStatistics(
             precision=precision,
@@ -144,8 +142,9 @@ class Tally:
             pending=self._pending,
             runs=runs,
             causes=dict(self._causes),
-            **self._durations,
+            **{name: Duration(count=n, ns=ns) for name, (n, ns) in self._durations.items()},
         )
 
     def _add(self, stage: str, ns: int) -> None:
-        self._durations[stage] = self._durations[stage].plus(ns)
+        count, before = self._durations[stage]
+        self._durations[stage] = count + 1, before + ns

@@ -8,6 +8,7 @@ answer has the form of its request.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whol
 Parameters = Mapping[str, pb.InferParameter]
 Tensor = pb.ModelInferRequest.InferInputTensor
 
+NAMES: Final = 1024  # that callers ask by, read once
 FINAL_ASKED: Final = "triton_enable_empty_final_response"
 FINAL: Final = "triton_final_response"
 
@@ -43,6 +45,7 @@ class Wanted:
     classes: int = 0
 
 
+@functools.lru_cache(maxsize=NAMES)
 def target(name: str, version: str) -> str:
     """The resource name that a model's and a version's plain ids mean.
 

@@ -45,7 +45,7 @@ _FAULTS: Final = (
     grpc.StatusCode.UNAVAILABLE,
 )
 LINES_PER_SECOND: Final = 20.0  # of refusals in the log, twice as many at once
-_QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a log line each
+_QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a span each, nor a gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
             door=self._door,
             metadata=metadata,
             rule=self._rules.get(method, _UNGATED if quiet else self._default),
-            quiet=quiet,
             idle=self.idle,
             sparing=self._sparing,
             metrics=self._metrics,
@@ -165,7 +164,6 @@ class _Call:
         door: Door,
         metadata: Mapping[str, object],
         rule: Rule,
-        quiet: bool,
         idle: Idle,
         sparing: Sparing,
         metrics: Metrics,
@@ -177,7 +175,6 @@ class _Call:
         self._door = door
         self._metadata = metadata
         self._rule = rule
-        self._quiet = quiet
         self._idle = idle
         self._sparing = sparing
         self._metrics = metrics
@@ -279,7 +276,7 @@ class _Call:
 
     def _begin(self, context: Context) -> None:
         self._started = time.monotonic()
-        self._metrics.open.labels(self._method).inc()
+        self._metrics.began(self._method)
         # Each call runs in a context of its own, so nothing has to be unbound.
         structlog.contextvars.bind_contextvars(
             rpc=self._method, request_id=self._call_id, peer=status.printable(context.peer(), 100)
@@ -290,16 +287,10 @@ class _Call:
 
     def _end(self) -> None:
         seconds = time.monotonic() - self._started
-        self._metrics.open.labels(self._method).dec()
-        self._metrics.calls.labels(self._method, self._code.name).inc()
-        self._metrics.seconds.labels(self._method).observe(seconds)
+        self._metrics.ended(self._method, self._code.name, seconds)
         if self._span is not None:
             number, name = self._code.value[0], self._code.name
             tracing.end_call(self._span, number, name, fault=self._code in _FAULTS)
-        if not self._quiet:
-            structlog.get_logger(__name__).debug(
-                "call ended", code=self._code.name, seconds=round(seconds, 4)
-            )
 
     async def _refuse(self, error: BaseException, context: Context) -> None:
         """End the call with the status that *error* stands for.

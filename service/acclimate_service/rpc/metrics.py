@@ -41,3 +41,21 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        # Found by their labels once: that costs more than counting, and every call counts four.
+        self._methods: dict[str, tuple[prometheus_client.Gauge, prometheus_client.Histogram]] = {}
+        self._ends: dict[tuple[str, str], prometheus_client.Counter] = {}
+
+    def began(self, method: str) -> None:
+        """Count a call of one of the server's methods as open."""
+        if method not in self._methods:
+            self._methods[method] = self.open.labels(method), self.seconds.labels(method)
+        self._methods[method][0].inc()
+
+    def ended(self, method: str, code: str, seconds: float) -> None:
+        """Count a call that began as ended, with its gRPC *code*."""
+        if (method, code) not in self._ends:
+            self._ends[method, code] = self.calls.labels(method, code)
+        self._ends[method, code].inc()
+        opened, lasted = self._methods[method]
+        opened.dec()
+        lasted.observe(seconds)

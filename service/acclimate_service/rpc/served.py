@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import functools
 import time
 import zlib
 from typing import TypeVar
@@ -45,6 +45,7 @@ from acclimate_service.store import Store
 T = TypeVar("T")
 
 RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
+NAMES = 1024  # that callers ask by, read once
 LOCKS = 64  # that the moves of all models share
 
 
@@ -139,9 +140,8 @@ class Served:
                 self.drifts.observe(by.version, answer)
                 return asked.write(by, answer)
 
-            return await self.trials.answer(
-                str(target), handle, dataclasses.replace(asked, write=write)
-            )
+            told = Asked(key=asked.key, ask=asked.ask, write=write)
+            return await self.trials.answer(str(target), handle, told)
 
     def answers(self, name: str) -> bool:
         """Whether what an alias or a version names answers here: a version that is loaded."""
@@ -366,6 +366,7 @@ class Served:
             await self._health.set_model(ModelName(alias.model), self.serves(alias))
 
 
+@functools.lru_cache(maxsize=NAMES)
 def _target(name: str, domain: str = "") -> AliasName | VersionName:
     if domain:
         return AliasName(ModelName.parse(name).model, domain)
