@@ -45,7 +45,7 @@ _FAULTS: Final = (
     grpc.StatusCode.UNAVAILABLE,
 )
 LINES_PER_SECOND: Final = 20.0  # of refusals in the log, twice as many at once
-_QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a span each, nor a gate
+_QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a span each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             door=self._door,
             metadata=metadata,
             rule=self._rules.get(method, _UNGATED if quiet else self._default),
+            quiet=quiet,
             idle=self.idle,
             sparing=self._sparing,
             metrics=self._metrics,
@@ -164,6 +165,7 @@ class _Call:
         door: Door,
         metadata: Mapping[str, object],
         rule: Rule,
+        quiet: bool,
         idle: Idle,
         sparing: Sparing,
         metrics: Metrics,
@@ -175,6 +177,7 @@ class _Call:
         self._door = door
         self._metadata = metadata
         self._rule = rule
+        self._quiet = quiet
         self._idle = idle
         self._sparing = sparing
         self._metrics = metrics
