@@ -65,6 +65,7 @@ class Opening:
             size=version.manifest.preprocessing.size,
             execution=self._execution,
             precision=precision,
+            compared=True,
         )
 
     def _tailed(self, version: ModelVersion, parts: Parts, digest: str) -> Classifier:
