@@ -35,7 +35,8 @@ from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.rpc import server
-from acclimate_service.rpc.server import SERVICES, Limits
+from acclimate_service.rpc.brake import Brake
+from acclimate_service.rpc.server import SERVICES, Admission, Limits
 from acclimate_service.store.engine import Database
 
 
@@ -344,3 +345,31 @@ def test_no_method_has_a_task_of_its_own_that_every_call_would_pass(service: Ser
     names = service.run(waiting)
     assert names.count("_request_call") == 1
     assert "_request_registered_call" not in names
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code", "held"),
+    [
+        (True, grpc.StatusCode.UNAUTHENTICATED, ["ipv4:127.0.0.1"]),
+        (False, grpc.StatusCode.NOT_FOUND, []),
+    ],
+)
+def test_only_who_is_refused_at_the_door_is_slowed_down(
+    tokens: bool,
+    code: grpc.StatusCode,
+    held: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = fresh_store(tmp_path)
+    seen: list[str] = []
+
+    async def hold(_: Brake, address: str, size: int) -> None:
+        assert size == request.ByteSize()
+        seen.append(address)
+
+    request = registry_pb2.GetModelRequest(name="models/nobody")
+    monkeypatch.setattr(Brake, "hold", hold)
+    with running(store, Limits(), admission=Admission(tokens=tokens)) as service:
+        found, _ = refusal(lambda: service.registry.GetModel(request, timeout=10))
+    assert (found, seen) == (code, held)

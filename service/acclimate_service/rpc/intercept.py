@@ -22,9 +22,17 @@ from google.rpc import status_pb2
 from opentelemetry.trace import Span, Tracer
 
 from acclimate_service import tracing
-from acclimate_service.domain.errors import InvalidSpec, ServerStopping, ServiceError
+from acclimate_service.domain.errors import (
+    InvalidSpec,
+    PermissionDenied,
+    RateExceeded,
+    ServerStopping,
+    ServiceError,
+    Unauthenticated,
+)
 from acclimate_service.rpc import fields, status
 from acclimate_service.rpc.bounds import Gate
+from acclimate_service.rpc.brake import Brake
 from acclimate_service.rpc.door import Door, Visit
 from acclimate_service.rpc.idle import Idle
 from acclimate_service.rpc.metrics import Metrics
@@ -44,6 +52,7 @@ _FAULTS: Final = (
     grpc.StatusCode.DATA_LOSS,
     grpc.StatusCode.UNAVAILABLE,
 )
+_AT_THE_DOOR: Final = (Unauthenticated, PermissionDenied, RateExceeded)
 LINES_PER_SECOND: Final = 20.0  # of refusals in the log, twice as many at once
 _QUIET: Final = ("/grpc.health.", "/grpc.reflection.")  # not worth a span each
 
@@ -108,6 +117,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._tracer = tracer
         self._sparing = Sparing(LINES_PER_SECOND)
+        self._brake = Brake()
         self.idle = Idle()
 
     async def intercept_service(
@@ -132,6 +142,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             quiet=quiet,
             idle=self.idle,
             sparing=self._sparing,
+            brake=self._brake,
             metrics=self._metrics,
             tracer=None if quiet else self._tracer,
             parse=handler.request_deserializer,
@@ -168,6 +179,7 @@ class _Call:
         quiet: bool,
         idle: Idle,
         sparing: Sparing,
+        brake: Brake,
         metrics: Metrics,
         tracer: Tracer | None,
         parse: Callable[[bytes], Any] | None,
@@ -180,6 +192,8 @@ class _Call:
         self._quiet = quiet
         self._idle = idle
         self._sparing = sparing
+        self._brake = brake
+        self._size = 0  # of the message that the call was opened with
         self._metrics = metrics
         self._tracer = tracer
         self._span: Span | None = None
@@ -191,6 +205,7 @@ class _Call:
 
     def unary_unary(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> Any:
+            self._size = len(raw)
             async with self._around(context) as visit, asyncio.timeout(self._rule.seconds):
                 return await act(await self._admitted(raw, visit), context)
 
@@ -205,6 +220,7 @@ class _Call:
 
     def unary_stream(self, act: Any) -> Any:
         async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
+            self._size = len(raw)
             async with self._around(context) as visit:
                 request = await self._admitted(raw, visit)
                 async for message in self._written(act(request, context), visit):
@@ -318,6 +334,8 @@ class _Call:
             structlog.get_logger(__name__).info(
                 "call refused", code=self._code.name, message=message, **facts
             )
+        if isinstance(error, _AT_THE_DOOR):
+            await self._brake.hold(context.peer().rpartition(":")[0], self._size)
         await context.abort(self._code, answer.message, status.trailing(answer))
 
     def _status(self, error: BaseException) -> status_pb2.Status:

@@ -7,6 +7,7 @@ back and nothing that was sent is thrown away.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -80,14 +81,17 @@ class Meter:
             raise RateExceeded(self._what, retry_after=wait)
         bucket.take(amount)
 
-    def pace(self, caller: str, amount: float) -> float:
-        """Take *amount* whatever there is; the seconds to wait before the next."""
+    def pace(self, caller: str, amount: float, *, most: float = math.inf) -> float:
+        """Take *amount* whatever there is; the seconds to wait before the next.
+
+        Who would have to wait for *most* seconds already is asked for no more.
+        """
         if self._rate is None:
             return 0.0
         bucket, now = self._bucket(caller, self._rate), self._clock()
-        bucket.wait(now)
-        bucket.take(amount)
-        return bucket.wait(now)
+        if bucket.wait(now) < most:
+            bucket.take(amount)
+        return min(bucket.wait(now), most)
 
     def _bucket(self, caller: str, rate: float) -> Bucket:
         bucket = self._buckets.pop(caller, None) or Bucket(rate, self._clock())
