@@ -36,11 +36,13 @@ from acclimate.oip import grpc_service_pb2_grpc as oip_grpc
 from acclimate_service.config import ServeSettings
 from acclimate_service.domain.model import Precision
 from acclimate_service.domain.names import VersionName
-from acclimate_service.inference.classifier import INPUT, Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import GPU_SIZES, Execution
+from acclimate_service.inference.sessions import INPUT
 from acclimate_service.store import open_store
 from acclimate_service.training.fp16 import fp16
 
-BATCHES = (1, 8, 32, 128)
+BATCHES = GPU_SIZES
 LOADS = (  # the input, images a request, requests at once
     ("uint8", 1, 1), ("uint8", 1, 8), ("uint8", 1, 64), ("uint8", 8, 1), ("uint8", 8, 16),
     ("uint8", 32, 1), ("uint8", 32, 8), ("uint8", 128, 4), ("JPEG", 1, 8), ("JPEG", 1, 64),
@@ -72,10 +74,8 @@ def raw(content: bytes, execution: Execution, seconds: float) -> Iterator[dict[s
             precision=precision,
         )
         ways: dict[str, Way] = {"as served": partial(_served, classifier)}
-        if precision == "fp32":
-            ways["session.run"] = partial(_plain, classifier)
-            if on_gpu:
-                ways["bound once"] = partial(_bound_once, classifier)
+        if precision == "fp32" and on_gpu:
+            ways["bound"] = partial(_bound, classifier)
         for way, make in ways.items():
             for batch in BATCHES:
                 for threads in (1, 2):
@@ -99,19 +99,9 @@ def _served(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], o
     return partial(classifier.run, images)
 
 
-def _plain(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
-    """onnxruntime's plainest call."""
-    session = classifier._session  # noqa: SLF001 -- what is added to it is what is asked
-
-    def run() -> object:
-        return session.run(["probabilities"], {INPUT: images})
-
-    return run
-
-
-def _bound_once(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
+def _bound(classifier: Classifier, images: NDArray[np.uint8]) -> Callable[[], object]:
     """Into memory of the device that is kept, and out to the CPU."""
-    session = classifier._session  # noqa: SLF001
+    session = classifier._sessions.of(len(images))  # noqa: SLF001 -- beside what is served
     value = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
     binding = session.io_binding()
     binding.bind_ortvalue_input(INPUT, value)

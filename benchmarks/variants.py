@@ -46,7 +46,8 @@ from acclimate_service.domain.model import Manifest
 from acclimate_service.domain.names import AliasName, DomainName
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.imaging import decode_prepared
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.store import Store, open_store
 from acclimate_service.worker.evaluate import VerifySet, milliseconds, predict
 from acclimate_service.worker.stock import verify_images

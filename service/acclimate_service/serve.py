@@ -31,7 +31,7 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import LOADER_NICE, Pool
 from acclimate_service.inference.probe import probe
 from acclimate_service.inference.processor import this_one_overflows

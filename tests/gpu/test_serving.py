@@ -10,8 +10,10 @@ import pytest
 from tests.integration.rpc_server import SIZE, classifier
 
 from acclimate_service.inference.batcher import Batcher, Batching
-from acclimate_service.inference.classifier import OUTPUTS, Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.probe import probe
+from acclimate_service.inference.sessions import OUTPUTS
 from acclimate_service.training.fp16 import fp16
 
 pytestmark = pytest.mark.gpu

@@ -49,7 +49,7 @@ from acclimate_service.domain.model import (
 )
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.inference.batcher import Batcher
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import NewVersion, Store, open_store

@@ -23,7 +23,8 @@ from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
 from acclimate_service.domain.examples import Example, Role, Split
 from acclimate_service.domain.model import Preprocessing
 from acclimate_service.domain.names import BatchName, DomainName
-from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
+from acclimate_service.inference.classifier import Answers, Classifier, Pixels
+from acclimate_service.inference.execution import Execution
 from acclimate_service.training.trunk import Shown
 from acclimate_service.worker.evaluate import VerifySet, predict
 from acclimate_service.worker.images import stored_images

@@ -30,7 +30,7 @@ from acclimate_service.domain.job import JobDraft, JobKind, JobSpec, JobState
 from acclimate_service.domain.model import Artifacts, Origin, Precision, Reduced
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.domain.verdict import Decision
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.rpc.server import Limits
 from acclimate_service.serve import check_variant
 from acclimate_service.store import NewVersion, Store

@@ -22,14 +22,10 @@ import numpy as np
 
 from acclimate_service.domain.errors import DeadlineTooShort, InputMismatch, Overloaded
 from acclimate_service.inference.answer import Answer, Timings, joined
-from acclimate_service.inference.classifier import (
-    OUTPUTS,
-    Answers,
-    Classifier,
-    Pixels,
-    check_outputs,
-)
+from acclimate_service.inference.classifier import Answers, Classifier, Pixels, check_outputs
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.execution import GPU_SIZES
+from acclimate_service.inference.sessions import OUTPUTS
 from acclimate_service.inference.trunks import Tailed, Trunk
 from acclimate_service.inference.work import Work, deliver
 
@@ -41,14 +37,15 @@ SMOOTHING = 0.1  # weight of the newest run in the running mean of seconds an im
 class Batching:
     """How requests are run together, where that pays.
 
-    Up to ``images`` in a run; a request waits at most ``delay`` seconds for company. A
+    Up to ``images`` in a run. While another run is under way a request waits at most
+    ``delay`` seconds for company: a device that has nothing to do is never waited for. A
     run is padded to the next of ``buckets``, so that only these shapes, which were
     warmed, are ever seen.
     """
 
-    images: int = 32
+    images: int = GPU_SIZES[-1]
     delay: float = 0.002
-    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    buckets: tuple[int, ...] = GPU_SIZES
     decoders: int = 8  # threads that decode files before they are batched
 
     def __post_init__(self) -> None:
@@ -85,6 +82,7 @@ class Batcher:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
+        self._running = 0  # runs under way
         self._decoders = (
             ThreadPoolExecutor(batching.decoders, thread_name_prefix="decode") if batching else None
         )
@@ -228,6 +226,10 @@ class Batcher:
                 deliver(batch, [error] * len(batch))
             else:
                 deliver(batch, answers)
+            if self._batching is not None:
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
             # Else this frame would keep an unloaded version alive until the next request.
             del batch
             answers = []
@@ -238,7 +240,9 @@ class Batcher:
             while True:
                 while self._queue:
                     if self._begins(first := heapq.heappop(self._queue)[-1]):
-                        return [first] if self._batching is None else self._gather(first)
+                        batch = [first] if self._batching is None else self._gather(first)
+                        self._running += 1
+                        return batch
                 if self._closed:
                     return []
                 self._changed.wait()
@@ -271,7 +275,8 @@ class Batcher:
             for entry in passed:  # each to its old place
                 heapq.heappush(self._queue, entry)
             left = until - self._clock()
-            if total >= self._batching.images or left <= 0 or self._closed:
+            enough = total >= self._batching.images or not self._running
+            if enough or left <= 0 or self._closed:
                 if self._queue:
                     self._changed.notify()
                 return _by_version(batch)

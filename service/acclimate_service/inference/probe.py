@@ -11,7 +11,8 @@ import base64
 import hashlib
 from typing import Final
 
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 
 # images -> mean of each channel -> softmax, for images of one pixel; written with the
 # onnx package, which the serving process does not have.

@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 
 from acclimate_service.domain.errors import VersionUnloadable
 from acclimate_service.domain.model import ACTIVATIONS
-from acclimate_service.inference import classifier
-from acclimate_service.inference.classifier import INPUT, Answers, Classifier, Execution, Pixels
+from acclimate_service.inference.classifier import Answers, Classifier, Pixels
+from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.sessions import (
+    INPUT,
+    Sessions,
+    hold_input_to_contract,
+    hold_outputs_to_contract,
+)
 
 # What a trunk gives for N images, [N, ...] float32: on the CPU an array, else on the device.
 Activations = Any
@@ -27,11 +33,11 @@ Activations = Any
 class Trunk:
     """The shared session. ``run`` may be called from any number of threads at once."""
 
-    def __init__(self, session: ort.InferenceSession, *, size: int, execution: Execution) -> None:
-        self._session = session
+    def __init__(self, sessions: Sessions, *, size: int, execution: Execution) -> None:
+        self._sessions = sessions
         self.size = size
         self.execution = execution
-        (output,) = session.get_outputs()
+        (output,) = sessions.outputs
         self.shape = tuple(output.shape[1:])  # of one image's activations
 
     @classmethod
@@ -43,33 +49,35 @@ class Trunk:
             ProviderUnavailable: onnxruntime has fallen back from the provider asked for.
             VersionUnloadable: it is not a trunk for images of *size* pixels a side.
         """
-        session = classifier.session_of(onnx, digest=digest, execution=execution, shares=True)
-        classifier.hold_input_to_contract(session, size=size)
-        found = [(value.name, value.type) for value in session.get_outputs()]
+        sessions = Sessions.open(onnx, digest=digest, execution=execution, shares=True)
+        hold_input_to_contract(sessions, size=size)
+        found = [(value.name, value.type) for value in sessions.outputs]
         if found != [(ACTIVATIONS, "tensor(float)")]:
             raise VersionUnloadable(f"the trunk gives {found}, not {ACTIVATIONS} as float32")
-        return cls(session, size=size, execution=execution)
+        return cls(sessions, size=size, execution=execution)
 
     def run(self, images: Pixels) -> Activations:
-        """The activations of *images*, uint8 [N, S, S, 3]. Blocks; releases the GIL."""
+        """The activations of *images*, uint8 [N, S, S, 3]. Blocks; releases the GIL.
+
+        On a GPU N is one of the execution's sizes.
+        """
+        session = self._sessions.of(len(images))
         if self.execution.provider == "cpu":
-            return self._session.run([ACTIVATIONS], {INPUT: images})[0]
+            return session.run([ACTIVATIONS], {INPUT: images})[0]
         device = self.execution.device
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         binding.bind_ortvalue_input(INPUT, ort.OrtValue.ortvalue_from_numpy(images, "cuda", device))
         binding.bind_output(ACTIVATIONS, "cuda", device)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return binding.get_outputs()[0]
 
 
 class Tailed(Classifier):
     """A version as a tail on a trunk that others may use, too."""
 
-    def __init__(
-        self, session: ort.InferenceSession, trunk: Trunk, *, labels: int, whole: str
-    ) -> None:
+    def __init__(self, sessions: Sessions, trunk: Trunk, *, labels: int, whole: str) -> None:
         super().__init__(
-            session, labels=labels, size=trunk.size, execution=trunk.execution, digest=whole
+            sessions, labels=labels, size=trunk.size, execution=trunk.execution, digest=whole
         )
         self._on = trunk
 
@@ -83,12 +91,12 @@ class Tailed(Classifier):
             BlobCorrupt: the bytes do not have this sha256 (hex).
             VersionUnloadable: it is no tail for *labels* labels on this trunk.
         """
-        session = classifier.session_of(onnx, digest=digest, execution=trunk.execution, shares=True)
-        found = {v.name: (v.type, tuple(v.shape[1:])) for v in session.get_inputs()}
+        sessions = Sessions.open(onnx, digest=digest, execution=trunk.execution, shares=True)
+        found = {v.name: (v.type, tuple(v.shape[1:])) for v in sessions.inputs}
         if found != {ACTIVATIONS: ("tensor(float)", trunk.shape)}:
             raise VersionUnloadable(f"the tail takes {found}, its trunk gives {trunk.shape}")
-        classifier.hold_outputs_to_contract(session, labels=labels)
-        return cls(session, trunk, labels=labels, whole=whole)
+        hold_outputs_to_contract(sessions, labels=labels)
+        return cls(sessions, trunk, labels=labels, whole=whole)
 
     @property
     def first(self) -> Trunk:
@@ -96,9 +104,14 @@ class Tailed(Classifier):
         return self._on
 
     def above(self, activations: Activations, rows: slice, names: Sequence[str]) -> Answers:
-        """The named outputs for some *rows* of the trunk's activations."""
+        """The named outputs for some *rows* of the trunk's activations.
+
+        On a GPU they are as many as one of the execution's sizes.
+        """
         found = (
-            self._session.run(list(names), {ACTIVATIONS: activations[rows]})
+            self._sessions.of(rows.stop - rows.start).run(
+                list(names), {ACTIVATIONS: activations[rows]}
+            )
             if self.execution.provider == "cpu"
             else self._on_device(activations, rows, names)
         )
@@ -114,7 +127,8 @@ class Tailed(Classifier):
         """Read the rows where they lie: nothing is copied but the answers."""
         device = self.execution.device
         width = np.dtype(np.float32).itemsize * int(np.prod(self._on.shape))
-        binding = self._session.io_binding()
+        session = self._sessions.of(rows.stop - rows.start)
+        binding = session.io_binding()
         binding.bind_input(
             ACTIVATIONS,
             "cuda",
@@ -125,7 +139,7 @@ class Tailed(Classifier):
         )
         for name in names:
             binding.bind_output(name, "cuda", device)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         copied: list[NDArray[np.float32]] = binding.copy_outputs_to_cpu()
         return copied
 

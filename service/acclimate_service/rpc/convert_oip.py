@@ -23,9 +23,10 @@ from acclimate_service.domain.errors import InputMismatch, InvalidSpec
 from acclimate_service.domain.model import PRODUCTION, ModelVersion, Preprocessing
 from acclimate_service.domain.names import AliasName, VersionName, check_id
 from acclimate_service.inference.batcher import ORDINARY
-from acclimate_service.inference.classifier import INPUT, OUTPUTS, Pixels
+from acclimate_service.inference.classifier import Pixels
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.sessions import INPUT, OUTPUTS
 from acclimate_service.rpc import convert_predictions, fields
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whole
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from acclimate_service.domain.model import ModelVersion, Parts, Precision
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.residents import Loaded, Share
 from acclimate_service.inference.trunks import Tailed, Trunks
 from acclimate_service.store import Store

@@ -32,7 +32,7 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion, Precision
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Handle, Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.drifts import Drifts

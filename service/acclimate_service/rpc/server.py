@@ -29,7 +29,7 @@ from acclimate.v1 import (
 )
 from acclimate_service.domain.errors import Overloaded, StoreUnavailable
 from acclimate_service.domain.model import ModelVersion, Precision
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc import reflection
 from acclimate_service.rpc.access import AccessServicer

@@ -14,7 +14,8 @@ from acclimate_service.domain.job import EventKind, Job, Phase
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.worker.evaluate import Floats, VerifySet, milliseconds, predict
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.stock import JobImages

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acclimate_service.inference.classifier import OUTPUTS, Classifier, Execution, Pixels
+from acclimate_service.inference.classifier import Classifier, Pixels
+from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.sessions import OUTPUTS
 from acclimate_service.inference.trunks import Tailed, Trunk
 from acclimate_service.training.network import Network
 from acclimate_service.training.parts import Halves, Uncut, boundary, cut

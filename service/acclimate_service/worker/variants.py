@@ -29,7 +29,8 @@ from acclimate_service.domain.job import EventKind, Job, Phase
 from acclimate_service.domain.model import Precision, Reduced, Variant
 from acclimate_service.domain.verdict import Decision, Verdict
 from acclimate_service.imaging import decode_prepared, prepare
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.fp16 import fp16
 from acclimate_service.training.int8 import calibrate

@@ -23,8 +23,9 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.model import Preprocessing
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.batcher import Batcher, Batching
-from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
+from acclimate_service.inference.classifier import Answers, Classifier, Pixels
 from acclimate_service.inference.encoded import Encoded
+from acclimate_service.inference.execution import Execution
 
 Opened = Callable[..., Classifier]
 SECONDS = 20  # after which a test hangs
@@ -407,18 +408,39 @@ def test_batching_runs_waiting_requests_of_a_version_together() -> None:
     run(test)
 
 
-def test_a_batch_waits_for_company_no_longer_than_its_delay() -> None:
+def test_a_request_waits_for_company_only_while_another_run_is_under_way() -> None:
     async def test() -> None:
         gate = Gate()
+        batching = Batching(images=2, delay=2 * SECONDS, buckets=(1, 2))
+        batcher = Batcher(threads=2, batching=batching)
+        first = asyncio.create_task(batcher.submit(gate, image(1)))
+        await until(lambda: gate.runs)  # at once, though nothing else came
+        second = asyncio.create_task(batcher.submit(gate, image(2)))
+        await asyncio.sleep(0.05)
+        assert gate.runs == [[1]]
+        third = asyncio.create_task(batcher.submit(gate, image(3)))
+        await until(lambda: len(gate.runs) == 2)
+        assert gate.runs[1] == [2, 3]
         gate.through.set()
-        batcher = Batcher(threads=1, batching=Batching(images=2, delay=0.2, buckets=(1, 2)))
-        started = time.perf_counter()
-        await batcher.submit(gate, image(1))
-        assert 0.15 < time.perf_counter() - started < 5
-        started = time.perf_counter()
-        await asyncio.gather(batcher.submit(gate, image(1)), batcher.submit(gate, image(2)))
-        assert time.perf_counter() - started < 0.15
-        assert gate.runs[1] == [1, 2]
+        await asyncio.gather(first, second, third)
+        await batcher.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("delay", [0.01, 2 * SECONDS])
+def test_the_wait_for_company_ends_with_its_delay_or_the_run_under_way(delay: float) -> None:
+    async def test() -> None:
+        gate = Gate()
+        batcher = Batcher(threads=2, batching=Batching(images=2, delay=delay, buckets=(1, 2)))
+        first = asyncio.create_task(batcher.submit(gate, image(1)))
+        await until(lambda: gate.runs)
+        second = asyncio.create_task(batcher.submit(gate, image(2)))
+        if delay < SECONDS:
+            await until(lambda: len(gate.runs) == 2)
+        gate.through.set()
+        await asyncio.gather(first, second)
+        assert gate.runs == [[1], [2]]
         await batcher.close()
 
     run(test)

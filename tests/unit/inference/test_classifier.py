@@ -18,7 +18,9 @@ from acclimate_service.domain.errors import (
     ProviderUnavailable,
     VersionUnloadable,
 )
-from acclimate_service.inference.classifier import OUTPUTS, Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.sessions import OUTPUTS, Sessions
 
 Opened = Callable[..., Classifier]
 Graph = Callable[..., bytes]
@@ -46,6 +48,26 @@ def test_it_answers_as_the_formula_does(graph: Graph, images: np.ndarray) -> Non
 def test_only_the_outputs_asked_for_come_back(classifier: Opened, images: np.ndarray) -> None:
     assert list(classifier().run(images)) == ["probabilities"]
     assert list(classifier().run(images, ("embeddings", "logits"))) == ["embeddings", "logits"]
+
+
+def test_only_batches_of_the_given_sizes_reach_a_session_and_padding_changes_no_answer(
+    classifier: Opened, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    of = Sessions.of
+
+    def spied(self: Sessions, count: int) -> onnxruntime.InferenceSession:
+        seen.append(count)
+        return of(self, count)
+
+    monkeypatch.setattr(Sessions, "of", spied)
+    version = classifier(execution=Execution(chunk=3, sizes=(1, 3)))
+    found = version.run(images, OUTPUTS)  # of five images
+    assert seen == [3, 3]
+    version.run(images[:1])
+    assert seen[2:] == [1]
+    for name, rows in classifier().run(images, OUTPUTS).items():
+        np.testing.assert_array_equal(found[name], rows)
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 5, 9])

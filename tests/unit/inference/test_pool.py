@@ -19,7 +19,8 @@ import pytest
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
 from acclimate_service.inference.batcher import Batcher, Batching
-from acclimate_service.inference.classifier import Answers, Classifier, Execution, Pixels
+from acclimate_service.inference.classifier import Answers, Classifier, Pixels
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Pool
 from acclimate_service.inference.residents import Loaded
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
 from acclimate_service.inference.batcher import Batcher
-from acclimate_service.inference.classifier import Classifier, Execution
+from acclimate_service.inference.classifier import Classifier
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Handle, Pool
 from acclimate_service.inference.residents import Loaded
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from acclimate_service.domain.errors import ProviderUnavailable
-from acclimate_service.inference.classifier import Execution
+from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.probe import probe
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from tests.unit.inference.halves import LABELS, SIZE, sha256, tail_file, tailed,
 from acclimate_service.domain.errors import BlobCorrupt, VersionUnloadable
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.batcher import Batcher, Batching
-from acclimate_service.inference.classifier import OUTPUTS, Execution, Pixels
+from acclimate_service.inference.classifier import Pixels
+from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.sessions import OUTPUTS
 from acclimate_service.inference.trunks import Tailed, Trunk, Trunks
 
 TOGETHER = Execution(chunk=0)  # as on a GPU: a batch goes through at once
@@ -89,16 +92,19 @@ class Counted(Trunk):
     """Counts its runs, and the images in them."""
 
     runs: list[int]
+    through: threading.Event
 
     def run(self, images: Pixels) -> Any:
         self.runs.append(len(images))
+        assert self.through.wait(30)
         return super().run(images)
 
 
 def counted() -> Counted:
     content = trunk_file()
     made = Counted.open(content, digest=sha256(content), size=SIZE, execution=TOGETHER)
-    made.runs = []
+    made.runs, made.through = [], threading.Event()
+    made.through.set()
     return made
 
 
@@ -106,7 +112,9 @@ def test_a_batch_that_mixes_versions_runs_their_trunk_once_and_mixes_no_answer()
     generator = np.random.default_rng(0)
     on = counted()
     versions = [tailed(on, seed) for seed in range(5)]
-    alone = tailed(trunk(), 9)  # on a trunk of its own, though an equal one
+    held = counted()  # another, though an equal one
+    held.through.clear()
+    alone = tailed(held, 9)
     sent = [
         (version, generator.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
         for count in (1, 2, 1)
@@ -114,11 +122,19 @@ def test_a_batch_that_mixes_versions_runs_their_trunk_once_and_mixes_no_answer()
     ]
 
     async def ask() -> list[Answer]:
-        batcher = Batcher(threads=1, batching=Batching(delay=0.2))
+        batcher = Batcher(threads=1, batching=Batching())
+        first = asyncio.create_task(batcher.submit(alone, sent[0][1], OUTPUTS))
+        while not held.runs:  # noqa: ASYNC110  # it happens on another thread
+            await asyncio.sleep(0.001)
+        waiting = [
+            asyncio.create_task(batcher.submit(version, images, OUTPUTS))
+            for version, images in sent
+        ]
+        await asyncio.sleep(0.05)
+        held.through.set()
         try:
-            return await asyncio.gather(
-                *(batcher.submit(version, images, OUTPUTS) for version, images in sent)
-            )
+            await first
+            return await asyncio.gather(*waiting)
         finally:
             await batcher.close()
 
