@@ -2,8 +2,9 @@
 
     ./run bench layout
 
-By memory layout, and with each frozen BatchNorm on its own or within the convolution
-before it (``training/folding.py``). Two threads that wait passively, as the trainer's do;
+By memory layout, and as the library computes or as the engine does: each frozen BatchNorm
+within the convolution before it (``training/folding.py``), depthwise gradients in bands
+(``training/depthwise.py``). Two threads that wait passively, as the trainer's do;
 the ways take turns, and what counts is the best of six batches of 32.
 """
 
@@ -26,7 +27,7 @@ from acclimate_service.training.network import Network, build
 BATCH = 32
 ROUNDS = 6
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-NORMS = ("apart", "folded")
+COMPUTED_BY = ("library", "engine")
 
 
 def milliseconds(network: Network, x: torch.Tensor, *, gradients: bool) -> float:
@@ -42,21 +43,21 @@ def milliseconds(network: Network, x: torch.Tensor, *, gradients: bool) -> float
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(2)
-    print(f"{'pixels':>8}  {'layout':14}{'BatchNorm':10}{'forward':>9}{'gradients':>11}")
+    print(f"{'pixels':>8}  {'layout':14}{'computed by':12}{'forward':>9}{'gradients':>11}")
     for size in (64, 96, 128, 160):
         architecture = Architecture(library="timm", name="tf_efficientnet_lite0")
-        folded = build(architecture, labels=10, size=size)
-        folded.freeze_below(0)
-        apart = copy.deepcopy(folded)
-        unfold(apart)
+        engine = build(architecture, labels=10, size=size)
+        engine.freeze_below(0)
+        library = copy.deepcopy(engine)
+        unfold(library)
         x = torch.randn(BATCH, 3, size, size)
         ways = {
-            (layout, norm): (
+            (layout, who): (
                 copy.deepcopy(network).to(memory_format=LAYOUTS[layout]),
                 x.contiguous(memory_format=LAYOUTS[layout]),
             )
-            for layout, (norm, network) in itertools.product(
-                LAYOUTS, zip(NORMS, (apart, folded), strict=True)
+            for layout, (who, network) in itertools.product(
+                LAYOUTS, zip(COMPUTED_BY, (library, engine), strict=True)
             )
         }
         best = dict.fromkeys(itertools.product(ways, (False, True)), float("inf"))
@@ -65,8 +66,8 @@ def main() -> None:
                 took = milliseconds(*ways[way], gradients=gradients)
                 best[way, gradients] = min(best[way, gradients], took)
         for way in ways:
-            layout, norm = way
-            print(f"{size:8}  {layout:14}{norm:10}{best[way, False]:9.2f}{best[way, True]:11.2f}")
+            layout, who = way
+            print(f"{size:8}  {layout:14}{who:12}{best[way, False]:9.2f}{best[way, True]:11.2f}")
 
 
 if __name__ == "__main__":

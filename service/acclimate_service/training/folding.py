@@ -22,6 +22,8 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
+from acclimate_service.training import roles
+
 log = structlog.get_logger(__name__)
 
 _AGREEMENT = 1e-4  # of the largest output
@@ -79,9 +81,8 @@ def fold(model: nn.Module, probe: Tensor) -> None:
 def unfold(model: nn.Module) -> None:
     """Undo :func:`fold`, as an exporter needs it."""
     for module in model.modules():
-        if isinstance(module, _Folding | _Folded):
-            module.__class__ = type(module).__mro__[2]  # the library's own
-            module.__dict__.pop("norm_after", None)
+        roles.leave(module)
+        module.__dict__.pop("norm_after", None)
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> dict[str, str]:
@@ -138,14 +139,5 @@ def _join(model: nn.Module, pairs: Mapping[str, str]) -> None:
     for conv_name, norm_name in pairs.items():
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         conv.__dict__["norm_after"] = (norm,)
-        conv.__class__ = _mixed(_Folding, type(conv))
-        norm.__class__ = _mixed(_Folded, type(norm))
-
-
-_MIXED: dict[tuple[type, type], type] = {}
-
-
-def _mixed(role: type, own: type) -> type:
-    if (role, own) not in _MIXED:
-        _MIXED[role, own] = type(f"{role.__name__}{own.__name__}", (role, own), {})
-    return _MIXED[role, own]
+        roles.take(conv, _Folding)
+        roles.take(norm, _Folded)

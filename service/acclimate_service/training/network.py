@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from acclimate_service.domain.errors import InvalidSpec, UnsupportedArchitecture
 from acclimate_service.domain.model import Architecture, Preprocessing
 from acclimate_service.training import families
+from acclimate_service.training.depthwise import band
 from acclimate_service.training.folding import fold
 
 
@@ -271,6 +272,7 @@ def _build(architecture: Architecture, *, labels: int, size: int | None) -> Netw
     probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     network.eval()
     _check_cut(network, probe)
+    band(network)
     fold(network, probe)
     network.train()
     return network
