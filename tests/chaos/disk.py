@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import resource
-import signal
 import subprocess
 import tempfile
 import time
@@ -22,9 +20,10 @@ from tests.chaos.colours import ask_once, matches
 from tests.chaos.row import Row
 from tests.chaos.siege import Siege
 from tests.chaos.trainers import trainers
+from tests.chaos.trap import Trap
 from tests.chaos.world import Plan, World
 
-from acclimate_service.domain.job import JobState, Phase
+from acclimate_service.domain.job import Phase
 
 ROOM = 1 << 30  # bytes, of the disk when it is not full
 MOST_LEFT = 4 << 20  # bytes that are left at the last point; none at the first
@@ -32,7 +31,6 @@ FULL_SECONDS = 4.0  # at each point, and before that until a trainer has met it:
 MEET_SECONDS = 15.0  # less than a trainer waits for room before it gives up
 SPEC = {"strategy": "tail", "epochs": 20}  # of each job: every phase, each for a moment
 STARTS = 3  # servers killed and started on the full disk
-PHASE_SECONDS = 45.0  # in which a job is to get there, on a busy machine
 MET = r"(?:store unavailable, waiting|the trunk cache cannot be written).*? phase=(\w+)"
 NAMED = "STORE_FULL"  # the reason that clients are to be told
 
@@ -68,13 +66,14 @@ def disk(plan: Plan, *, times: int = 20) -> Iterator[Row]:
 def _filled(plan: Plan, world: World, disk: Disk, times: int) -> Row:
     # Elsewhere, so that what the trainers meet on the full disk is told.
     log = world.service.work.log = plan.folder / "work.log"
-    phases, steps = tuple(Phase), random.Random(plan.seed).sample(range(times), times)
+    phases = tuple(Phase)
     with Siege(world, plan, spec=SPEC) as siege:
         for number in range(times):
-            free = int(MOST_LEFT ** (steps[number] / max(1, times - 1))) if steps[number] else 0
+            # From nothing upwards, so that each phase meets one that is full for anything.
+            free = int(MOST_LEFT ** (number / max(1, times - 1))) if number else 0
             phase = phases[number % len(phases)]
             before = _met(log)
-            with _frozen(world, phase):
+            with Trap(world, phase).sprung():
                 disk.leave(free)
             with contextlib.suppress(AssertionError):  # what is left may be enough for it
                 wait_for(lambda: _met(log) != before, MEET_SECONDS, "a write")  # noqa: B023
@@ -99,41 +98,6 @@ def _filled(plan: Plan, world: World, disk: Disk, times: int) -> Row:
             **{f"writes without room in {phase}": n for phase, n in sorted(_met(log).items())},
         },
     )
-
-
-@contextlib.contextmanager
-def _frozen(world: World, phase: Phase) -> Iterator[None]:
-    """Hold the trainers in the moment in which a job is in *phase*; some are over at once.
-
-    The block runs without that if no job is caught there.
-    """
-    stopped: list[int] = []
-
-    def let_go() -> None:
-        while stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(stopped.pop(), signal.SIGCONT)
-
-    def there() -> bool:
-        return any(job.phase is phase for job in world.jobs(JobState.RUNNING))
-
-    def caught() -> bool:
-        if not there():
-            return False
-        for pid in trainers(world.home):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-                stopped.append(pid)
-        if not there():
-            let_go()
-        return bool(stopped)
-
-    try:
-        with contextlib.suppress(AssertionError):
-            wait_for(caught, PHASE_SECONDS, "the phase", every=0.005)
-        yield
-    finally:
-        let_go()
 
 
 def _met(log: Path) -> Counter[str]:
