@@ -73,7 +73,7 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
         "other errors",
         "signals to an idle server",
     )
-    good, finished, turned_away, slowest = 0, 0, 0, 0.0
+    good, finished, turned_away, cancelled, slowest = 0, 0, 0, 0, 0.0
     with place("sqlite", "terms") as (home, _), World(home) as world:
         serve_colours(world, versions=1)
         for number in range(times):
@@ -89,7 +89,9 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
                 took = time.monotonic() - told
             for began, status, why in answers.refused:
                 tally.note("accepted requests lost", wrong=began < told - SURELY)
-                if status is not grpc.StatusCode.UNAVAILABLE:
+                # What is on its way at the very moment in which gRPC stops, gRPC cancels.
+                cancelled += status is grpc.StatusCode.CANCELLED
+                if status not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     tally["other errors"] += 1
                     plan.say(f"sent {began - told:+.3f} s from the signal: {status}: {why}")
             tally.note("exits late", wrong=took > EXIT_SECONDS)
@@ -109,6 +111,7 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
             "answered": good,
             "of them in flight at the signal": finished,
             "turned away after the signal": turned_away,
+            "of them with CANCELLED": cancelled,
             "s the slowest exit": slowest,
         },
     )

@@ -179,8 +179,10 @@ def test_predictions_that_run_when_a_server_is_told_to_stop_are_answered(tmp_pat
                 thread.join(30)
         process.communicate(timeout=30)
     assert process.returncode == 0
-    # What came after the signal is turned away by the closed port; what ran was answered.
-    assert set(failures) == {grpc.StatusCode.UNAVAILABLE}
+    # What came after the signal is turned away, by gRPC itself if it came in the moment of
+    # the stop; what ran was answered.
+    assert len(failures) == len(threads)
+    assert set(failures) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert max(answered) > stopped
 
 

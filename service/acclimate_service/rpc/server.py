@@ -317,7 +317,9 @@ class Server:
                 await self._door.denials.flush(last=True)
         await asyncio.sleep(HEALTH_SECONDS)
         # Refused by us, a new call is told to go elsewhere. Those that gRPC has taken and not
-        # handed on yet when it stops, it cancels, as if their client had (grpc/grpc#41785).
+        # handed on yet when it stops, it cancels, as if their client had (grpc/grpc#41785):
+        # of quick callers that is nearly every next call. No longer than this, since only
+        # when gRPC stops are their connections closed, and they look for another replica.
         self._idle.stop()
         await asyncio.sleep(REFUSING_SECONDS)
         await self._server.stop(grace)
