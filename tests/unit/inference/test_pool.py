@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
+from acclimate_service.inference import pool as pool_module
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Answers, Classifier, Pixels
 from acclimate_service.inference.execution import Execution
@@ -469,6 +470,33 @@ def test_the_thread_that_loads_steps_back_and_no_other(classifier: Opened) -> No
             (await pool.ensure("a", load)).release()
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
         assert found == [max(before, 10)]
+
+    run(test)
+
+
+def test_what_several_unloads_free_is_returned_to_the_system_once_and_soon(
+    loader: Callable[[int], Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "RETURN_SECONDS", 0.2)
+
+    async def test() -> None:
+        returned = threading.Event()
+        trims: list[int] = []
+
+        def trim() -> None:
+            trims.append(1)
+            returned.set()
+
+        monkeypatch.setattr(pool_module, "_trim_memory", trim)
+        async with pool_of(spare=0) as pool:
+            for seed in range(3):
+                (await pool.ensure(f"versions/{seed}", loader(seed))).release()
+            assert loaded(pool) == []
+            assert await asyncio.to_thread(returned.wait, SECONDS)
+            assert len(trims) == 1
+            (await pool.ensure("versions/3", loader(3))).release()
+            returned.clear()
+            assert await asyncio.to_thread(returned.wait, SECONDS)
 
     run(test)
 
