@@ -1,7 +1,7 @@
 """What callers who are refused cost those who are answered.
 
     ./run bench flood [--seconds S] [--rounds N] [--load SHARE] [--clients N]
-                      [--quick] [--json PATH]
+                      [--home FOLDER] [--quick] [--json PATH]
 
 EfficientNet-Lite0 answers one principal at a share of what the server can do (h2load, on
 the same cores), in turns alone, beside clients without a token, and beside a principal
@@ -40,15 +40,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", type=float, default=0.5, help="of what the server can do")
     parser.add_argument("--clients", type=int, default=16, help="that are refused, at once")
+    parser.add_argument("--home", type=Path, help="keep the registered model in this folder")
     parser.add_argument("--quick", action="store_true", help="one round of two seconds")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
         given.seconds, given.rounds = 2, 1
     with tempfile.TemporaryDirectory(prefix="flood-") as folder:
-        home = Path(folder)
-        standing.register(home, size=64 if given.quick else standing.SIZE)
-        found = walk(given, home, size=64 if given.quick else standing.SIZE)
+        home = given.home or Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        size = 64 if given.quick else standing.SIZE
+        if not (home / "acclimate.db").exists():
+            standing.register(home, size=size)
+        found = walk(given, home, size)
     show(found)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
