@@ -61,11 +61,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: Pair) -> 
     if columns <= BAND and grad.shape[2] >= rows:
         return _backward(grad, x, weight, padding, wanted=(False, True, False))[1]
     above, beside = padding
-    padded = functional.pad(x, (beside, beside, above, above))
     bands = []
     for first in range(0, columns, BAND):
         narrow = weight[..., first : first + BAND]
-        under = padded[..., first : first + grad.shape[3] + narrow.shape[3] - 1]
+        after = columns - first - narrow.shape[3]
+        under = functional.pad(x, (beside - first, beside - after, above, above))  # or cut off
         bands.append(_backward(grad, under, narrow, (0, 0), wanted=(False, True, False))[1])
     return torch.cat(bands, dim=3)
 
