@@ -17,7 +17,7 @@ import pydantic
 from acclimate_service.config import Settings
 from acclimate_service.domain.access import TokenDraft, principal_of, subject_of
 from acclimate_service.domain.errors import ServiceError
-from acclimate_service.store import Actor, act_as, open_store
+from acclimate_service.store import Actor, acting_as, open_store
 
 
 class Asked(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -45,10 +45,10 @@ def create(settings: Settings, asked: Asked) -> dict[str, Any]:
         lifetime=None if asked.lifetime is None else dt.timedelta(seconds=asked.lifetime),
     )
     who = f"{getpass.getuser()}, beside the store"
-    act_as(Actor(who=who, origin="cli", action="CreateToken"))
     store = open_store(settings.store_url(), settings.blob_root())
     try:
-        minted = store.tokens.create(draft, by=who)
+        with acting_as(Actor(who=who, origin="cli", action="CreateToken")):
+            minted = store.tokens.create(draft, by=who)
     finally:
         store.close()
     token, principal = minted.token, minted.token.principal

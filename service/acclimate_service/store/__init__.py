@@ -20,7 +20,14 @@ from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
 from acclimate_service.domain.retention import Removed, RetentionPolicy
 from acclimate_service.store import backup, erasure, migrations, retention
 from acclimate_service.store.aliases import AliasMove
-from acclimate_service.store.audit import Actor, Audit, AuditEntry, AuditFilter, act_as
+from acclimate_service.store.audit import (
+    Actor,
+    Audit,
+    AuditEntry,
+    AuditFilter,
+    act_as,
+    acting_as,
+)
 from acclimate_service.store.backup import Backup
 from acclimate_service.store.blobs import Blobs, BlobWriter, Bucket, translated_os_errors
 from acclimate_service.store.domains import Domains, data_digest
@@ -68,6 +75,7 @@ __all__ = [
     "Store",
     "Tokens",
     "act_as",
+    "acting_as",
     "data_digest",
     "open_blobs",
     "open_store",

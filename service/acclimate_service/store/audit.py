@@ -7,7 +7,9 @@ function; the worker, for which nobody says it, is named by what it writes.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -65,6 +67,16 @@ _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 def act_as(actor: Actor) -> None:
     """Note what follows in this context (of a call, of a command) as *actor*'s."""
     _ACTOR.set(actor)
+
+
+@contextlib.contextmanager
+def acting_as(actor: Actor) -> Iterator[None]:
+    """Note what is changed within the block as *actor*'s."""
+    before = _ACTOR.set(actor)
+    try:
+        yield
+    finally:
+        _ACTOR.reset(before)
 
 
 def note(

@@ -65,9 +65,15 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: Pair) -> 
     for first in range(0, columns, BAND):
         narrow = weight[..., first : first + BAND]
         after = columns - first - narrow.shape[3]
-        under = functional.pad(x, (beside - first, beside - after, above, above))  # or cut off
+        under = _placed(x, beside - first, beside - after, above)
         bands.append(_backward(grad, under, narrow, (0, 0), wanted=(False, True, False))[1])
     return torch.cat(bands, dim=3)
+
+
+def _placed(x: Tensor, left: int, right: int, above: int) -> Tensor:
+    """The input with so many columns of zeros on each side, or less columns where negative."""
+    x = functional.pad(x, (max(0, left), max(0, right), above, above))
+    return x[..., max(0, -left) : x.shape[3] - max(0, -right)]
 
 
 def _backward(
