@@ -32,6 +32,7 @@ from acclimate_service.domain.access import AccessRole, TokenDraft, principal_of
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import EventKind, JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName, ModelName, TokenName
+from acclimate_service.rpc import brake
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
 from acclimate_service.rpc.rights import RIGHTS, Right
 from acclimate_service.rpc.server import Admission, Limits
@@ -118,13 +119,17 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     target: Callable[[int], grpc.Channel] = lambda port: grpc.secure_channel(  # noqa: E731
         f"127.0.0.1:{port}", authority.trust(client)
     )
-    with running(
-        store,
-        Limits(poll_seconds=0.05),
-        admission=Admission(tokens=True),
-        tls=Renewal(files).credentials(),
-        channel=target,
-    ) as service:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running(
+            store,
+            Limits(poll_seconds=0.05),
+            admission=Admission(tokens=True),
+            tls=Renewal(files).credentials(),
+            channel=target,
+        ) as service,
+    ):
+        patch.setattr(brake, "LONGEST", 0.0)  # hundreds of refusals follow from one address
         yield House(
             service=service, authority=authority, stranger=stranger, client=client, jobs=jobs
         )
