@@ -33,13 +33,10 @@ from numpy.typing import NDArray
 
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.oip import grpc_service_pb2_grpc as oip_grpc
-from acclimate_service.config import ServeSettings
 from acclimate_service.domain.model import Precision
-from acclimate_service.domain.names import VersionName
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import GPU_SIZES, Execution
 from acclimate_service.inference.sessions import INPUT
-from acclimate_service.store import open_store
 from acclimate_service.training.fp16 import fp16
 
 BATCHES = GPU_SIZES
@@ -244,7 +241,7 @@ def main() -> None:
         execution = Execution.for_gpu() if given.provider == "cuda" else Execution(threads=2)
         found = {
             "onnxruntime": onnxruntime.__version__,
-            "raw": told(raw(_file(home), execution, seconds / 3), SESSION),
+            "raw": told(raw(standing.served_file(home), execution, seconds / 3), SESSION),
         }
         best = max(row["rate"] for row in found["raw"] if row["file"] == "fp32")
         loads = over_grpc(home, seconds, provider=given.provider)
@@ -271,16 +268,6 @@ def told(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> list[dict[s
         print(" ".join(f"{row[name]:>{form}}" for name, form in columns.items()), flush=True)
         kept.append(row)
     return kept
-
-
-def _file(home: Path) -> bytes:
-    settings = ServeSettings(home=home)
-    store = open_store(settings.store_url(), settings.blob_root())
-    try:
-        version = store.registry.get_version(VersionName(standing.MODEL, "1"))
-        return store.blobs.get(version.manifest.artifacts.onnx)
-    finally:
-        store.close()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.v1 import inference_pb2
-from acclimate_service.store import open_store
 
 OIP = "/inference.GRPCInferenceService/ModelInfer"
 PREDICT = "/acclimate.v1.InferenceService/Predict"
@@ -220,7 +219,7 @@ def walk(given: argparse.Namespace, home: Path, size: int) -> dict[str, Any]:
     """Start everything, measure, and end it."""
     jpeg = standing.jpeg()
     pixels = standing.pixels(jpeg, size=size)
-    onnx = _onnx(home)
+    onnx = standing.served_file(home)
     starts = []
     for _ in range(1 if given.quick else 3):
         with standing.serving(home) as server:
@@ -269,20 +268,6 @@ def walk(given: argparse.Namespace, home: Path, size: int) -> dict[str, Any]:
         "rows": rows(cells, references, loads),
         "costs": costs,
     }
-
-
-def _onnx(home: Path) -> bytes:
-    """The file that the server serves."""
-    from acclimate_service.config import ServeSettings
-    from acclimate_service.domain.names import VersionName
-
-    settings = ServeSettings(home=home)
-    store = open_store(settings.store_url(), settings.blob_root())
-    try:
-        version = store.registry.get_version(VersionName(standing.MODEL, "1"))
-        return store.blobs.get(version.manifest.artifacts.onnx)
-    finally:
-        store.close()
 
 
 if __name__ == "__main__":

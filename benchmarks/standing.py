@@ -113,6 +113,17 @@ def register(home: Path, *, size: int = SIZE) -> None:
             raise RuntimeError(f"the registration ended {job.state}: {job.snapshot}")
 
 
+def served_file(home: Path) -> bytes:
+    """The ONNX file of the registered version, which the server serves."""
+    settings = ServeSettings(home=home)
+    store = open_store(settings.store_url(), settings.blob_root())
+    try:
+        version = store.registry.get_version(VersionName(MODEL, "1"))
+        return store.blobs.get(version.manifest.artifacts.onnx)
+    finally:
+        store.close()
+
+
 def add_versions(home: Path, count: int) -> list[str]:
     """So many further versions of the model in *home*; their full names.
 
