@@ -52,7 +52,7 @@ def leased(service: Service, job: Job) -> Lease:
 
 def test_a_bare_backbone_is_bootstrapped(service: Service) -> None:
     name = model(service.store, "bare-one", labels=())
-    job = create(service, name, stocked(service, "studio"), base="ignored")
+    job = create(service, name, stocked(service, "studio"))
     assert (job.kind, job.source_domain, job.target_domain, job.incumbent) == (
         Job.KIND_BOOTSTRAP,
         "domains/studio",
@@ -119,7 +119,11 @@ def test_what_cannot_become_a_job_is_refused_with_its_reason(service: Service) -
     assert reason(base=str(theirs)) == "NO_INCUMBENT"
     assert reason(base=f"{name}/versions/99") == "VERSION_NOT_FOUND"
     assert reason(base="nonsense") == "INVALID_NAME"
+    bare = model(service.store, "picky-backbone", labels=())
+    assert reason(name=bare, base=f"{bare}/aliases/production") == "NO_INCUMBENT"
     assert reason(spec=pb.AdaptationSpec(epochs=-1)) == "INVALID_SPEC"
+    assert reason(spec=pb.AdaptationSpec(strategy="tial")) == "INVALID_SPEC"
+    assert reason(spec=pb.AdaptationSpec(strategy="tail+fast")) == "INVALID_SPEC"
     grown = create(service, name, other, spec=pb.AdaptationSpec(extend_labels=True))
     assert grown.spec.extend_labels
 

@@ -34,7 +34,11 @@ class InvalidName(ServiceError):
     reason = "INVALID_NAME"
 
     def __init__(self, text: str, pattern: str) -> None:
-        super().__init__(f"{text[:80]!r} is not of the form {pattern}", pattern=pattern)
+        super().__init__(
+            f"{text[:80]!r} is not of the form {pattern}; an id is 1 to 63 of a-z 0-9 _ -, and "
+            "begins and ends with a letter or a digit",
+            pattern=pattern,
+        )
 
 
 class InvalidSpec(ServiceError):
@@ -160,8 +164,8 @@ class NotFound(ServiceError):
 
     reason = "NOT_FOUND"
 
-    def __init__(self, name: str, *, see: str) -> None:
-        super().__init__(f"there is no {name!r}; see {see}", name=name)
+    def __init__(self, name: str, *, see: str, kind: str = "") -> None:
+        super().__init__(f"there is no {kind}{name!r}; see {see}", name=name)
 
 
 class VersionNotFound(ServiceError):
@@ -179,7 +183,9 @@ class AliasNotFound(ServiceError):
     reason = "ALIAS_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no alias {name!r}; set it with SetAlias", name=name)
+        super().__init__(
+            f"nothing is served as {name!r}; ListAliases tells what is, SetAlias sets it", name=name
+        )
 
 
 class DomainNotServed(ServiceError):

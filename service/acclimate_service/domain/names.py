@@ -24,7 +24,7 @@ def check_id(text: str) -> str:
         InvalidName: it is not.
     """
     if not _SLUG.fullmatch(text):
-        raise InvalidName(text, "a lower-case slug of 1-63 of a-z 0-9 _ -")
+        raise InvalidName(text, "{id}")
     return text
 
 

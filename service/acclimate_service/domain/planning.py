@@ -59,7 +59,9 @@ def plan(
     """
     margin = policy.source_margin if margin is None else margin
     if not 0 < margin < 1 or looks < 0:
-        raise InvalidSpec("margin must lie in (0, 1), and looks must not be negative")
+        raise InvalidSpec(
+            "margin is a share in (0, 1), three points are 0.03; looks must be 0 or more"
+        )
     if not -1 < drop < 1 or not all(0 <= share <= 1 for share in discordances):
         raise InvalidSpec("drop must lie in (-1, 1), every discordance in [0, 1]")
     if not all(0 < power < 1 for power in powers):

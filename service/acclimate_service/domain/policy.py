@@ -150,7 +150,10 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
         own = {name: getattr(self, name) for name in self.overrides}
         given = str(overrides.get("reason", "")).strip()
         if overrides and not given:
-            raise InvalidSpec("a limit that differs from the model's policy needs a reason")
+            raise InvalidSpec(
+                "a limit that differs from the model's policy needs a reason: add reason=WHY to "
+                "guard_overrides"
+            )
         reasons = [reason for reason in (self.reason, given) if reason]
         return {**own, **overrides, "base": self.base, "reason": "; ".join(reasons)}
 

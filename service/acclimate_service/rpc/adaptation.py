@@ -11,6 +11,7 @@ import structlog
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate.v1 import adaptation_pb2_grpc as pb_grpc
 from acclimate_service import tracing
+from acclimate_service.domain import strategy_form
 from acclimate_service.domain.errors import (
     AliasNotFound,
     InvalidSpec,
@@ -191,9 +192,10 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         job = await self._run(self._store.jobs.get, JobName.parse(request.name))
         digest = job.report_json if request.format == "json" else job.report_html
         if not digest:
+            way = "WatchAdaptationJob tells its story" if job.state.ended else "it will have one"
             raise NotReady(
-                f"{job.name} is {job.state.value} and has no report; follow it with "
-                "WatchAdaptationJob",
+                f"{job.name} is {job.state.value} and has no report, which the guard's verdict "
+                f"brings; {way}",
                 state=job.state.value,
             )
         async for chunk in blob_chunks(self._store.blobs, digest, lane=self._files):
@@ -214,7 +216,8 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
         VersionNotFound: ``base`` names no version.
         NoIncumbent: ``base`` points at nothing, or at another model's version.
         NotEnoughExamples: the domain has no image to train on.
-        InvalidSpec: the domain's labels are not the model's, or the guard refuses a limit.
+        InvalidSpec: the domain's labels are not the model's, there is no such strategy, or the
+            guard refuses a limit.
     """
     model = store.registry.get_model(new.model)
     domain = store.domains.get(new.domain)
@@ -226,7 +229,14 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
             domain=domain.name,
         )
     spec = new.spec_under(model.guard)
+    if spec.strategy != strategy_form.AUTO:
+        strategy_form.parts(spec.strategy)
     if not model.labels:
+        if new.base:
+            raise NoIncumbent(
+                f"{model.name} is a backbone without a version to adapt from; leave `base` empty, "
+                "and this job makes its first one"
+            )
         return JobDraft(
             kind=JobKind.BOOTSTRAP,
             model=model.name,

@@ -64,6 +64,7 @@ _ANSWERS_OUT: Final = {
     Answer.DUPLICATE: pb.UploadBatchResponse.Acknowledgement.OUTCOME_DUPLICATE,
     Answer.REJECTED: pb.UploadBatchResponse.Acknowledgement.OUTCOME_REJECTED,
 }
+_LIMITS: Final = tuple(name for name in GuardPolicy.model_fields if name != "base")
 _OPTIONAL: Final = (
     "epochs",
     "budget_seconds",
@@ -243,9 +244,10 @@ def new_job(request: pb.CreateAdaptationJobRequest) -> NewJob:
     if "base" in overrides:
         raise InvalidSpec("the preset goes into guard_preset", field="guard_overrides.base")
     # The values wait for the model's own policy, which they change; the names need not.
-    for name in sorted(overrides.keys() - GuardPolicy.model_fields.keys()):
+    for name in sorted(overrides.keys() - set(_LIMITS)):
         raise InvalidSpec(
-            f"guard_overrides: no limit {name!r}", field=f"guard_overrides.{name[:100]}"
+            f"guard_overrides: no limit {name[:100]!r}, only {', '.join(_LIMITS)}",
+            field=f"guard_overrides.{name[:100]}",
         )
     return NewJob(
         model=ModelName.parse(request.model),

@@ -118,7 +118,7 @@ def _rotate(
     table = schema.tokens
     old = _live(tx, table.c.principal == principal, table.c.certificate == "")
     if not old:
-        raise NotFound(f"a live token of {principal}", see="ListTokens")
+        raise NotFound(principal, kind="live token of ", see="ListTokens")
     newest = max(old, key=lambda token: token.number)
     minted = _create(tx, TokenDraft(principal=newest.principal, lifetime=lifetime), by)
     for token in old:

@@ -17,6 +17,7 @@ import torch
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind, Phase
+from acclimate_service.domain.strategy_form import AUTO
 from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.diagnosis import Finding, forgetting, underfitting
@@ -104,7 +105,7 @@ def adapt(
     if bootstrap:
         tolerance = replace(tolerance, blind=1.0)  # there is no source to be careful of
     incumbent = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
-    planned = _fixed(strategy) if strategy != "auto" else None
+    planned = _fixed(strategy) if strategy != AUTO else None
     enter(Phase.PREPARING, "trunk")
     network.to(memory_format=LAYOUT)
     expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])

@@ -11,7 +11,7 @@ import enum
 import math
 from dataclasses import dataclass, replace
 
-from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.domain.strategy_form import parts
 from acclimate_service.training.network import Network
 
 
@@ -140,24 +140,8 @@ def parse(text: str) -> Strategy:
     Raises:
         InvalidSpec: there is no such row, modifier or form.
     """
-    base, *modifiers = text.split("+")
-    kind, _, argument = base.partition(":")
-    if base in STRATEGIES:
-        strategy = STRATEGIES[base]
-    elif kind == "stages" and argument:
-        strategy = replace(STRATEGIES["tail"], stages=tuple(argument.split(",")))
-    elif kind == "last" and argument.isdecimal():
-        strategy = replace(STRATEGIES["tail"], last=int(argument))
-    else:
-        raise InvalidSpec(
-            f"there is no strategy {base!r}, only auto, {', '.join(STRATEGIES)}, last:K and "
-            "stages:NAME,NAME",
-            strategy=text,
-        )
-    for modifier in modifiers:
-        if modifier not in MODIFIERS:
-            raise InvalidSpec(
-                f"there is no modifier {modifier!r}, only {', '.join(MODIFIERS)}", strategy=text
-            )
+    read = parts(text)
+    strategy = replace(STRATEGIES[read.row], last=read.last, stages=read.stages)
+    for modifier in read.modifiers:
         strategy = replace(strategy, **MODIFIERS[modifier][1])  # type: ignore[arg-type]
     return replace(strategy, name=text)

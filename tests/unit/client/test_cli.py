@@ -135,7 +135,7 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_code_1(run: Any) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
-        "acclimate: NOT_FOUND: there is no 'domains/elsewhere'; see ListDomains"
+        "acclimate: NOT_FOUND: there is no 'domains/elsewhere'; see `acclimate domains`"
     ]
 
 
@@ -150,6 +150,7 @@ def test_a_service_out_of_reach_is_exit_code_5_and_says_the_next_step(run: Any) 
     "words",
     [
         ["upload", "/nowhere", "--domain", "pens"],
+        ["register", "digits", "resnet18"],
         ["register", "digits", "timm/resnet18", "--weights", "/nowhere.pt"],
         ["adapt", "digits", "pens", "--guard-set", "source_margin"],
         ["report", "j1", "--json", "--open"],
@@ -252,6 +253,30 @@ def test_a_folder_is_uploaded_and_refused_images_are_named(
     ]  # fmt: skip
     assert "2 accepted" in result.stdout
     assert "BAD_IMAGE: 1/b.png: the file is empty" in result.stderr
+
+
+def test_what_an_upload_leaves_out_is_named(run: Any, tmp_path: Path) -> None:
+    for name in ("1/a.png", "1/b.bmp", "1/c.bmp", "2/d.tif", "e.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    result = run("upload", tmp_path, "--domain", "pens")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "acclimate: PASSED_OVER: no JPEG, PNG or WebP: 2 .bmp, 1 .tif; convert what is an image",
+        "acclimate: PASSED_OVER: 1 images without a label, such as e.jpg; put each into the "
+        "subfolder of its label",
+        "acclimate: NO_IMAGES: the subfolder '2' holds no image that can be uploaded",
+    ]
+
+
+def test_an_upload_to_a_domain_that_is_not_there_says_how_to_make_it(
+    run: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"x")
+    result = run("upload", tmp_path, "--domain", "elsewhere")
+    assert result.exit_code == 2
+    assert "add --create" in result.stderr
 
 
 def test_an_upload_creates_its_domain_on_request(

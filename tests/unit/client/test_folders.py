@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from acclimate import examples_from_folder
-from acclimate.folders import labels_of_folder
+from acclimate.folders import labels_of_folder, leftovers
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("pen/b.PNG", "pen/deep/a.jpeg", "mug/c.webp", "mug/notes.txt", "mug/.d.jpg"):
+    for name in ("pen/b.PNG", "pen/deep/a.jpeg", "mug/c.webp", "mug/notes.txt", "mug/.d.jpg",
+        "mug/.thumbs/e.jpg", "__MACOSX/mug/f.jpg",
+    ):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
@@ -53,3 +55,26 @@ def test_tags_go_to_every_example(folder: Path) -> None:
 def test_a_folder_without_subfolders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="no subfolders"):
         list(examples_from_folder(tmp_path))
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val", "testing")])
+def test_the_parts_of_a_data_set_are_no_labels(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        (tmp_path / part / "mug").mkdir(parents=True)
+    with pytest.raises(NotADirectoryError, match=r"[Tt]rain with the role train"):
+        labels_of_folder(tmp_path)
+
+
+def test_trains_beside_buses_are_a_label(tmp_path: Path) -> None:
+    for label in ("train", "bus"):
+        (tmp_path / label).mkdir()
+    assert labels_of_folder(tmp_path) == ("bus", "train")
+
+
+def test_what_an_upload_passes_over_can_be_told(folder: Path) -> None:
+    (folder / "pen" / "scan.TIF").write_bytes(b"")
+    (folder / "cap").mkdir()
+    found = leftovers(folder)
+    assert [path.name for path in found.other_files] == ["notes.txt", "scan.TIF"]
+    assert [path.name for path in found.outside] == ["readme.png"]
+    assert found.empty_labels == ("cap",)

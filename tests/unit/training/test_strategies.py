@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.unit.training import tiny
 
+from acclimate_service.domain import strategy_form
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.training.diagnosis import Failure
 from acclimate_service.training.strategies import MODIFIERS, STRATEGIES, BatchNorm, parse
@@ -38,6 +39,11 @@ def test_the_trunk_ends_before_the_first_stage_that_moves():
 def test_what_is_not_in_the_table_is_refused(text):
     with pytest.raises(InvalidSpec, match="there is no"):
         parse(text)
+
+
+def test_what_can_be_written_is_what_the_table_has():
+    assert strategy_form.ROWS == tuple(STRATEGIES)
+    assert strategy_form.MODIFIERS == tuple(MODIFIERS)
 
 
 def test_a_stage_that_the_network_lacks_is_refused():

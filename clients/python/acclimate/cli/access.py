@@ -184,7 +184,7 @@ def audit(
         why = f" ({entry.why})" if entry.why else ""
         origin = f" from {entry.origin}" if entry.origin else ""
         typer.echo(
-            f"{entry.time:%Y-%m-%d %H:%M:%S}  {entry.who}: {entry.action}{subject}{why}{origin}"
+            f"{entry.time:%Y-%m-%d %H:%M:%SZ}  {entry.who}: {entry.action}{subject}{why}{origin}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,11 +13,12 @@ import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
-from acclimate.cli.refusals import complain
+from acclimate.cli.refusals import complain, usage
 from acclimate.resources import Acknowledgement, Domain, Role
 
 if TYPE_CHECKING:
     from acclimate.client import Client
+    from acclimate.folders import Leftovers
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -37,26 +39,12 @@ def domains(
         print_json({"domains": found})
         return
     print_table(
-        ("DOMAIN", "LABELS", "TRAIN", "SELECT", "VERIFY", "AGE"),
+        ("DOMAIN", "LABELS", "AGE", "DESCRIPTION"),
         (
-            (
-                short(domain.name),
-                len(domain.labels),
-                *_totals(domain),
-                ago(domain.created_at),
-            )
+            (short(domain.name), len(domain.labels), ago(domain.created_at), domain.description)
             for domain in found
         ),
-        empty="no domains; see `acclimate domains create --help`",
-    )
-
-
-def _totals(domain: Domain) -> tuple[int, int, int]:
-    counts = domain.counts
-    return (
-        sum(c.train for c in counts),
-        sum(c.select for c in counts),
-        sum(c.verify for c in counts),
+        empty="no domains; see `acclimate upload --help`",
     )
 
 
@@ -144,9 +132,10 @@ def upload(
 
     Example: acclimate upload photos/night --domain night --role train --create
     """
-    from acclimate.errors import DeadlineExceeded, Unavailable
-    from acclimate.folders import examples_from_folder
+    from acclimate.errors import DeadlineExceeded, NotFound, Unavailable
+    from acclimate.folders import examples_from_folder, leftovers
 
+    _tell(leftovers(folder))
     request_id = request_id or str(uuid.uuid4())
     examples = examples_from_folder(folder, limit_per_class=limit_per_class, tags=tuple(tag or ()))
     with connect(server) as client:
@@ -157,6 +146,11 @@ def upload(
                 result = client.upload(
                     domain, examples, role=role, request_id=request_id, on_acknowledgement=count
                 )
+        except NotFound:
+            raise usage(
+                f"there is no domain {domain!r}; add --create to make it with the labels of "
+                f"{folder}, or see `acclimate domains`"
+            ) from None
         except (Unavailable, DeadlineExceeded, KeyboardInterrupt):
             complain("RESUME", f"go on with this upload by --request-id {request_id}")
             raise
@@ -167,6 +161,23 @@ def upload(
             f"{result.batch.name}: {result.accepted} accepted, {result.duplicates} there already, "
             f"{result.batch.rejected} refused"
         )
+
+
+def _tell(left: Leftovers) -> None:
+    """Name on stderr what will not be uploaded, and labels without an image."""
+    if left.other_files:
+        kinds = Counter(path.suffix.lower() or path.name for path in left.other_files)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        complain("PASSED_OVER", f"no JPEG, PNG or WebP: {told}; convert what is an image")
+    if left.outside:
+        first = left.outside[0].name
+        complain(
+            "PASSED_OVER",
+            f"{len(left.outside)} images without a label, such as {first}; put each into the "
+            "subfolder of its label",
+        )
+    for label in left.empty_labels:
+        complain("NO_IMAGES", f"the subfolder {label!r} holds no image that can be uploaded")
 
 
 def _create_if_missing(client: Client, domain: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import exit_of_job, usage
+from acclimate.cli.spoken import spoken
 from acclimate.resources import Preprocessing, WeightsSource
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]
@@ -58,6 +59,8 @@ def register(
 
     Example: acclimate register shop timm/tf_efficientnet_lite0 --weights hub --source studio
     """
+    if "/" not in architecture:
+        raise usage(f"{architecture!r} names no library; write it as timm/{architecture}")
     names = [label for label in labels.split(",") if label]
     if labels_file is not None:
         names = [line.strip() for line in labels_file.read_text().splitlines() if line.strip()]
@@ -84,7 +87,7 @@ def register(
     else:
         console.print(f"{registered.name}: {job.name} {job.state.value} {short(job.version)}")
         if job.snapshot.failure_message:
-            console.print(words(job.snapshot.failure_message), style="red")
+            console.print(words(spoken(job.snapshot.failure_message)), style="red")
     if job is not None and job.state.ended:
         raise typer.Exit(exit_of_job(job.state))
 

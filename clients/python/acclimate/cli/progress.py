@@ -15,6 +15,7 @@ from rich.text import Text
 
 from acclimate.cli import verdict
 from acclimate.cli.output import console, percent, short
+from acclimate.cli.spoken import spoken
 from acclimate.resources import EventKind, JobEvent, JobState, Phase
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def follow(job: Job) -> None:
     for event in job.watch():
         phase = event.phase.value if event.phase else ""
         console.print(
-            f"{event.at:%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}", markup=False
+            f"{event.at.astimezone():%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}",
+            markup=False,
         )
 
 
@@ -74,7 +76,8 @@ def show_end(job: Job) -> None:
     if found is not None:
         console.print(verdict.render(found))
     if snapshot.failure_reason:
-        console.print(f"{snapshot.failure_reason}: {snapshot.failure_message}", markup=False)
+        why = spoken(snapshot.failure_message)
+        console.print(f"{snapshot.failure_reason}: {why}", markup=False)
     if job.version:
         console.print(f"version [bold]{short(job.version)}[/bold]")
     if job.state in (JobState.SUCCEEDED, JobState.REJECTED, JobState.INCONCLUSIVE):

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from acclimate import errors
+from acclimate.cli.spoken import spoken
 from acclimate.resources import JobState
 
 
@@ -68,11 +69,14 @@ class Refusals(TyperGroup):
         except errors.AcclimateError as error:
             message = error.message
             if isinstance(error, errors.Unavailable) and error.reason == "UNAVAILABLE":
-                why = message.rpartition(": ")[2]  # gRPC tells every address it tried before that
-                message = f"the service does not answer ({why}); start it with `acclimate up`"
+                why = message.rpartition(": ")[2].rstrip("]")  # before it, every address tried
+                message = (
+                    f"the service does not answer ({why}); start it with `acclimate up`, or say "
+                    "by --server where it is"
+                )
             if error.reason == "CONNECTION_LOST" and not os.environ.get("ACCLIMATE_TLS_CA"):
                 message += "; if the service uses TLS, set ACCLIMATE_TLS_CA"
-            complain(error.reason, message)
+            complain(error.reason, spoken(message))
             raise typer.Exit(exit_of(error)) from None
         except OSError as error:
             what = error.strerror or str(error)

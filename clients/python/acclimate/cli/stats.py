@@ -13,8 +13,9 @@ _STAGES = ("QUEUE", "DECODE", "INFER", "ENCODE")
 def stats(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     """Requests of each version since the server started, and the mean milliseconds of each stage.
 
-    QUEUE, DECODE and INFER are parts of TOTAL; ENCODE comes after it. Every replica has
-    its own counts; Prometheus has the same ones as nv_inference_*.
+    QUEUE, DECODE and INFER are work within TOTAL, which they exceed where a request's images
+    run side by side; ENCODE comes after it. Every replica has its own counts; Prometheus has
+    the same ones as nv_inference_*.
 
     Example: acclimate stats shop
     """
@@ -36,7 +37,7 @@ def stats(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
         empty="nothing of this model was loaded since the server started",
     )
     if rows:
-        console.print("[dim]times in milliseconds, the mean of the answered requests[/dim]")
+        console.print("[dim]milliseconds a request, the mean of the answered ones[/dim]")
 
 
 def _milliseconds(stage: Stage) -> str:
