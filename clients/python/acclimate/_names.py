@@ -35,6 +35,14 @@ def alias_name(model: str, alias: str) -> str:
     return f"{model_name(model)}/aliases/{alias}"
 
 
+def rollout_name(text: str) -> str:
+    """``digits/20261125-101500-1a2b3c`` → the full name of that rollout of ``digits``."""
+    if text.startswith("models/"):
+        return text
+    model, _, rollout = text.partition("/")
+    return f"{model_name(model)}/rollouts/{rollout}"
+
+
 def served_name(text: str) -> str:
     """What answers: ``digits`` (its production), ``digits@canary`` or ``digits/3``."""
     if text.startswith("models/"):

@@ -62,12 +62,12 @@ class RolloutCalls:
         )
 
     def rollout(self, name: str) -> Rollout:
-        """One rollout, by its full name.
+        """One rollout: ``digits/20261125-101500-1a2b3c``, or its full name.
 
         Raises:
             NotFound: there is none of this name.
         """
-        request = rollout_pb2.GetRolloutRequest(name=name)
+        request = rollout_pb2.GetRolloutRequest(name=_names.rollout_name(name))
         return _rollout(self._connection.call(self._rollouts.GetRollout, request, idempotent=True))
 
     def rollouts(self, model: str) -> list[Rollout]:
@@ -82,7 +82,7 @@ class RolloutCalls:
         Raises:
             NotFound: there is none of this name.
         """
-        request = rollout_pb2.StopRolloutRequest(name=name, reason=reason)
+        request = rollout_pb2.StopRolloutRequest(name=_names.rollout_name(name), reason=reason)
         return _rollout(self._connection.call(self._rollouts.StopRollout, request, idempotent=True))
 
 

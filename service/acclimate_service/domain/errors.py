@@ -34,11 +34,8 @@ class InvalidName(ServiceError):
     reason = "INVALID_NAME"
 
     def __init__(self, text: str, pattern: str) -> None:
-        super().__init__(
-            f"{text[:80]!r} is not of the form {pattern}; an id is 1 to 63 of a-z 0-9 _ -, and "
-            "begins and ends with a letter or a digit",
-            pattern=pattern,
-        )
+        ids = "an id is 1 to 63 of a-z 0-9 _ - between letters or digits"
+        super().__init__(f"{text[:80]!r} is not of the form {pattern}; {ids}", pattern=pattern)
 
 
 class InvalidSpec(ServiceError):
@@ -183,9 +180,7 @@ class AliasNotFound(ServiceError):
     reason = "ALIAS_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"nothing is served as {name!r}; ListAliases tells what is, SetAlias sets it", name=name
-        )
+        super().__init__(f"nothing is served as {name!r}; see ListAliases, SetAlias", name=name)
 
 
 class DomainNotServed(ServiceError):

@@ -261,12 +261,10 @@ def test_what_an_upload_leaves_out_is_named(run: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     result = run("upload", tmp_path, "--domain", "pens")
     assert result.exit_code == 0
-    assert result.stderr.splitlines() == [
-        "acclimate: PASSED_OVER: no JPEG, PNG or WebP: 2 .bmp, 1 .tif; convert what is an image",
-        "acclimate: PASSED_OVER: 1 images without a label, such as e.jpg; put each into the "
-        "subfolder of its label",
-        "acclimate: NO_IMAGES: the subfolder '2' holds no image that can be uploaded",
-    ]
+    others, unlabelled, empty = result.stderr.splitlines()
+    assert others.startswith("acclimate: PASSED_OVER: no JPEG, PNG or WebP: 2 .bmp, 1 .tif;")
+    assert unlabelled.startswith("acclimate: PASSED_OVER: 1 images without a label, such as e.jpg;")
+    assert empty == "acclimate: NO_IMAGES: the subfolder '2' holds no image that can be uploaded"
 
 
 def test_an_upload_to_a_domain_that_is_not_there_says_how_to_make_it(

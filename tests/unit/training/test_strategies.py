@@ -42,8 +42,8 @@ def test_what_is_not_in_the_table_is_refused(text):
 
 
 def test_what_can_be_written_is_what_the_table_has():
-    assert strategy_form.ROWS == tuple(STRATEGIES)
-    assert strategy_form.MODIFIERS == tuple(MODIFIERS)
+    assert tuple(STRATEGIES) == strategy_form.ROWS
+    assert tuple(MODIFIERS) == strategy_form.MODIFIERS
 
 
 def test_a_stage_that_the_network_lacks_is_refused():

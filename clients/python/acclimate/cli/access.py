@@ -117,6 +117,7 @@ def list_tokens(
             for token in tokens
         ),
         empty="No token yet; make one with `acclimate tokens create`.",
+        spare=("SHOWN BY",),
     )
 
 

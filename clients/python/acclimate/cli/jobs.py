@@ -138,13 +138,14 @@ def jobs(
                 short(job.snapshot.model),
                 short(job.snapshot.target_domain or job.snapshot.source_domain),
                 Text.from_markup(progress.state_text(job.state)),
-                job.phase.value if job.phase else "",
+                job.phase.value if job.phase and not job.state.ended else "",
                 short(job.version),
                 ago(job.snapshot.created_at),
             )
             for job in found
         ),
         empty="no jobs; see `acclimate adapt --help`",
+        spare=("KIND", "PHASE"),
     )
 
 

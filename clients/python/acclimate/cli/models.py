@@ -163,6 +163,7 @@ def versions(
             for version in found
         ),
         empty="no versions yet; see `acclimate adapt --help`",
+        spare=("SHA256", "MB", "ORIGIN", "JOB"),
     )
     for version in found:
         if version.forced_by:

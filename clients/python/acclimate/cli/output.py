@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from rich.text import Text
 from acclimate.cli.refusals import shown
 
 WIDE = 10_000  # columns
+GAP = 2  # blanks between columns
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -44,19 +46,36 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     typer.echo(json.dumps(plain(value), indent=indent, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print rows under their headings, or the line *empty* if there are none."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else words(cell) for cell in row))
-    if table.row_count:
-        # A file or a pipe has no edge at which names would have to be cut.
-        paper = console if console.is_terminal else Console(width=WIDE, highlight=False)
-        paper.print(table)
-    else:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str,
+    spare: Sequence[str] = (),
+) -> None:
+    """Print rows under their headings, or the line *empty* if there are none.
+
+    Where a terminal is too narrow the columns named by *spare* are left out, the first one
+    first. Nothing is cut: half a name can be neither told from others nor typed again.
+    """
+    cells = [[cell if isinstance(cell, Text) else words(cell) for cell in row] for row in rows]
+    if not cells:
         console.print(f"[dim]{empty}[/dim]")
+        return
+    shown = list(range(len(columns)))
+    widths = [
+        max(cell_len(columns[i]), *(row[i].cell_len for row in cells)) for i in range(len(columns))
+    ]
+    edge = console.width if console.is_terminal else WIDE
+    for name in spare:
+        if sum(widths[i] for i in shown) + GAP * (len(shown) - 1) > edge:
+            shown = [i for i in shown if columns[i] != name]
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    for i in shown:
+        table.add_column(columns[i], no_wrap=True)
+    for row in cells:
+        table.add_row(*(row[i] for i in shown))
+    console.print(table, width=WIDE, crop=False)
 
 
 def words(value: object) -> Text:

@@ -36,20 +36,21 @@ def predict(
         ]
         print_json({"predictions": answers})
         return
+    ranks = [f"{place}." for place in range(1, max(len(p.classes) for p in found) + 1)]
     print_table(
-        ("IMAGE", *("LABEL", "") * top),
+        ("IMAGE", *ranks),
         (
             (
                 image,
                 *(
-                    cell
+                    f"{ranked.label}  {percent(ranked.probability)}"
                     for ranked in prediction.classes
-                    for cell in (ranked.label, percent(ranked.probability))
                 ),
             )
             for image, prediction in zip(images, found, strict=True)
         ),
         empty="no images",
+        spare=ranks[:0:-1],
     )
     for version, variant, sha256 in sorted({(p.version, p.variant, p.sha256) for p in found}):
         told = ", ".join(filter(None, (short(version), variant, f"sha256 {sha256[:12]}")))

@@ -61,13 +61,13 @@ def start(
 
 @app.command()
 def show(
-    rollout: Annotated[str, typer.Argument(metavar="ROLLOUT", help="Its full name.")],
+    rollout: Annotated[str, typer.Argument(metavar="ROLLOUT", help="As `rollout list` shows it.")],
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """What a rollout has seen so far, and how it ended.
 
-    Example: acclimate rollout show models/shop/rollouts/20261125-101500-1a2b3c
+    Example: acclimate rollout show shop/20261125-101500-1a2b3c
     """
     with connect(server) as client:
         found = client.rollout(rollout)
@@ -76,14 +76,14 @@ def show(
 
 @app.command()
 def stop(
-    rollout: Annotated[str, typer.Argument(metavar="ROLLOUT", help="Its full name.")],
+    rollout: Annotated[str, typer.Argument(metavar="ROLLOUT", help="As `rollout list` shows it.")],
     reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")] = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """End a rollout; the alias stays where it is.
 
-    Example: acclimate rollout stop models/shop/rollouts/20261125-101500-1a2b3c
+    Example: acclimate rollout stop shop/20261125-101500-1a2b3c
     """
     with connect(server) as client:
         ended = client.stop_rollout(rollout, reason=reason)
@@ -105,7 +105,7 @@ def list_(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
         ("ROLLOUT", "MODE", "CANDIDATE", "ALIAS", "STATE", "AGE"),
         (
             (
-                one.name,
+                short(one.name),
                 one.mode.value,
                 short(one.candidate),
                 one.alias.rpartition("/")[2],
@@ -115,6 +115,7 @@ def list_(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
             for one in found
         ),
         empty="no rollouts; see `acclimate rollout start --help`",
+        spare=("MODE", "AGE"),
     )
 
 

@@ -35,6 +35,7 @@ def stats(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson
         ("VERSION", "FILE", "SHA256", "OK", "FAILED", "PENDING", "IMAGES", "TOTAL", *_STAGES),
         rows,
         empty="nothing of this model was loaded since the server started",
+        spare=("SHA256", "PENDING", "FILE"),
     )
     if rows:
         console.print("[dim]milliseconds a request, the mean of the answered ones[/dim]")
