@@ -13,12 +13,10 @@ from typing import Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from acclimate.cli.refusals import shown
 
-WIDE = 10_000  # columns
 GAP = 2  # blanks between columns
 
 console = Console(soft_wrap=True, highlight=False)
@@ -66,16 +64,20 @@ def print_table(
     widths = [
         max(cell_len(columns[i]), *(row[i].cell_len for row in cells)) for i in range(len(columns))
     ]
-    edge = console.width if console.is_terminal else WIDE
-    for name in spare:
-        if sum(widths[i] for i in shown) + GAP * (len(shown) - 1) > edge:
+    for name in spare if console.is_terminal else ():  # a file or a pipe has no edge
+        if sum(widths[i] for i in shown) + GAP * (len(shown) - 1) > console.width:
             shown = [i for i in shown if columns[i] != name]
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
-    for i in shown:
-        table.add_column(columns[i], no_wrap=True)
-    for row in cells:
-        table.add_row(*(row[i] for i in shown))
-    console.print(table, width=WIDE, crop=False)
+    heads = [Text(column, style="bold") for column in columns]
+    for row in (heads, *cells):
+        console.print(_line([row[i] for i in shown], [widths[i] for i in shown]), soft_wrap=True)
+
+
+def _line(cells: Sequence[Text], widths: Sequence[int]) -> Text:
+    line = Text()
+    for cell, width in zip(cells, widths, strict=True):
+        line.append_text(cell).append(" " * (width + GAP - cell.cell_len))
+    line.rstrip()
+    return line
 
 
 def words(value: object) -> Text:
