@@ -118,6 +118,24 @@ class AdaptationCalls:
         pages = self._connection.pages(self._adaptation.ListLabeledBatches, request)
         return [_wire.batch(message) for page in pages for message in page.batches]
 
+    def delete_domain(self, name: str, *, reason: str = "") -> None:
+        """Delete a domain with its images.
+
+        Raises:
+            Conflict: it is a model's source, a job on it runs, or one was judged with it.
+        """
+        request = adaptation_pb2.DeleteDomainRequest(name=_names.domain_name(name), reason=reason)
+        self._connection.call(self._adaptation.DeleteDomain, request, idempotent=False)
+
+    def delete_batch(self, name: str, *, reason: str = "") -> None:
+        """Take an upload back: the batch of this full name, with its images.
+
+        Raises:
+            Conflict: a job that may read it runs, or was judged since it came.
+        """
+        request = adaptation_pb2.DeleteLabeledBatchRequest(name=name, reason=reason)
+        self._connection.call(self._adaptation.DeleteLabeledBatch, request, idempotent=False)
+
     def adapt(
         self,
         model: str,

@@ -124,6 +124,15 @@ class RegistryCalls:
         )
         self._connection.call(self._registry.DeleteModelVersion, request, idempotent=False)
 
+    def delete_model(self, name: str, *, reason: str = "") -> None:
+        """Delete a model that never had a version: a registration made by mistake.
+
+        Raises:
+            Conflict: it has or had a version, or a job of it runs.
+        """
+        request = registry_pb2.DeleteModelRequest(name=_names.model_name(name), reason=reason)
+        self._connection.call(self._registry.DeleteModel, request, idempotent=False)
+
     def set_guard(
         self,
         model: str,

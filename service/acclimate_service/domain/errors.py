@@ -56,11 +56,8 @@ class UnknownLabel(ServiceError):
     reason = "UNKNOWN_LABEL"
 
     def __init__(self, label: str, domain: str) -> None:
-        super().__init__(
-            f"label {label[:80]!r} is not one of the labels of {domain}; see GetDomain",
-            label=label[:80],
-            domain=domain,
-        )
+        told = f"label {label[:80]!r} is not one of the labels of {domain}; see GetDomain"
+        super().__init__(told, label=label[:80], domain=domain)
 
 
 class HoldoutLeak(ServiceError):
@@ -81,10 +78,8 @@ class EmptyBatch(ServiceError):
     reason = "EMPTY_BATCH"
 
     def __init__(self, rejected: int) -> None:
-        super().__init__(
-            f"the batch holds no accepted example ({rejected} were rejected); nothing was stored",
-            rejected=rejected,
-        )
+        told = f"the batch holds no accepted example ({rejected} were rejected); nothing was stored"
+        super().__init__(told, rejected=rejected)
 
 
 class UploadIncomplete(ServiceError):
@@ -245,6 +240,12 @@ class NotReady(ServiceError):
     reason = "NOT_READY"
 
 
+class InUse(ServiceError):
+    """Something rests on this model, domain or batch, or may yet; it cannot be deleted."""
+
+    reason = "IN_USE"
+
+
 class VersionInUse(ServiceError):
     """An alias or a running job needs this version; it cannot be deleted."""
 
@@ -376,10 +377,8 @@ class StoreFull(StoreUnavailable):
     retry_after = 5.0
 
     def __init__(self, what: str) -> None:
-        super().__init__(
-            f"the disk under {what} is full: nothing new can be stored; it goes on by itself "
-            "once there is room"
-        )
+        hope = "it goes on by itself once there is room"
+        super().__init__(f"the disk under {what} is full: nothing new can be stored; {hope}")
 
 
 class ExportMismatch(ServiceError):

@@ -7,6 +7,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import grpc.aio
 import structlog
+from google.protobuf import empty_pb2
 
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate.v1 import adaptation_pb2_grpc as pb_grpc
@@ -93,6 +94,12 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
             next_page_token=page.next_token,
         )
 
+    async def DeleteDomain(
+        self, request: pb.DeleteDomainRequest, context: Context
+    ) -> empty_pb2.Empty:
+        await self._run(self._store.domains.delete, DomainName.parse(request.name))
+        return empty_pb2.Empty()
+
     def _domain(self, name: DomainName) -> pb.Domain:
         return convert.domain(self._store.domains.get(name), self._store.domains.counts(name))
 
@@ -122,6 +129,12 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         return pb.ListLabeledBatchesResponse(
             batches=[convert.batch(item) for item in page.items], next_page_token=page.next_token
         )
+
+    async def DeleteLabeledBatch(
+        self, request: pb.DeleteLabeledBatchRequest, context: Context
+    ) -> empty_pb2.Empty:
+        await self._run(self._store.domains.delete_batch, BatchName.parse(request.name))
+        return empty_pb2.Empty()
 
     # ── jobs ─────────────────────────────────────────────────────────────────
 

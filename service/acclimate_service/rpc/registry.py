@@ -72,6 +72,12 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             models=[convert.model(item) for item in page.items], next_page_token=page.next_token
         )
 
+    async def DeleteModel(
+        self, request: pb.DeleteModelRequest, context: Context
+    ) -> empty_pb2.Empty:
+        await self._lane.run(self._store.registry.delete_model, ModelName.parse(request.name))
+        return empty_pb2.Empty()
+
     async def SetModelGuard(self, request: pb.SetModelGuardRequest, context: Context) -> pb.Model:
         name, policy, why = convert.model_guard(request)
         model = await self._lane.run(

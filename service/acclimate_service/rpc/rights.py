@@ -129,9 +129,11 @@ _ADAPTATION: Final = {
     "CreateDomain": _right(UPLOAD, domains=("domain_id",), changes=True),
     "GetDomain": _right(UPLOAD, ADAPT, domains=("name",)),
     "ListDomains": _right(UPLOAD, ADAPT),
+    "DeleteDomain": _right(ADMIN, domains=("name",), changes=True),
     "UploadBatch": _right(UPLOAD, domains=("open.parent",), changes=True, uploads=True),
     "GetLabeledBatch": _right(UPLOAD, ADAPT, domains=("name",)),
     "ListLabeledBatches": _right(UPLOAD, ADAPT, domains=("parent",)),
+    "DeleteLabeledBatch": _right(ADMIN, domains=("name",), changes=True),
     "CreateAdaptationJob": _right(
         ADAPT,
         models=("model", "base"),
@@ -158,6 +160,7 @@ _REGISTRY: Final = {
     ),
     "GetModel": _right(*ANY, models=("name",)),
     "ListModels": _right(*ANY),
+    "DeleteModel": _right(ADMIN, models=("name",), changes=True),
     # What it allows goes live by itself.
     "SetModelGuard": _right(PROMOTE, models=("name",), changes=True),
     "GetModelVersion": _right(*ANY, models=("name",)),

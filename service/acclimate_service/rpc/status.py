@@ -57,6 +57,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.NotEnoughExamples: _Code.FAILED_PRECONDITION,
     errors.JobEnded: _Code.FAILED_PRECONDITION,
     errors.NotReady: _Code.FAILED_PRECONDITION,
+    errors.InUse: _Code.FAILED_PRECONDITION,
     errors.VersionInUse: _Code.FAILED_PRECONDITION,
     errors.RolloutRunning: _Code.FAILED_PRECONDITION,
     errors.ImageInUse: _Code.FAILED_PRECONDITION,

@@ -14,7 +14,7 @@ from acclimate_service.domain.access import EVERYTHING, Scope
 from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdReused
 from acclimate_service.domain.examples import Domain, Example, LabeledBatch, Role, Split
 from acclimate_service.domain.names import BatchName, DomainName
-from acclimate_service.store import audit, batches, intake, schema
+from acclimate_service.store import audit, batches, intake, mistakes, schema
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.intake import Outcome, Received
 from acclimate_service.store.pages import Page, in_scope, page_limit
@@ -47,6 +47,10 @@ class Domains:
         """
         return self._database.read(_get, name)
 
+    def delete(self, name: DomainName) -> None:
+        """See :func:`~acclimate_service.store.mistakes.delete_domain`."""
+        self._database.write(mistakes.delete_domain, name)
+
     def list(
         self, page_size: int = 0, page_token: str = "", *, within: Scope = EVERYTHING
     ) -> Page[Domain]:
@@ -78,6 +82,10 @@ class Domains:
     def get_batch(self, batch: BatchName) -> LabeledBatch:
         """See :func:`~acclimate_service.store.batches.get`."""
         return self._database.read(batches.get, batch)
+
+    def delete_batch(self, batch: BatchName) -> None:
+        """See :func:`~acclimate_service.store.mistakes.delete_batch`."""
+        self._database.write(mistakes.delete_batch, batch)
 
     def list_batches(
         self, domain: DomainName, page_size: int = 0, page_token: str = ""

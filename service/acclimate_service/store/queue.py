@@ -122,7 +122,7 @@ def _check_names(tx: Transaction, draft: JobDraft) -> None:
         )
     for domain in (draft.source, draft.target):
         if domain is not None and not tx.rows(
-            sa.select(domains.c.id).where(domains.c.id == domain.domain)
+            sa.select(domains.c.id).where(domains.c.id == domain.domain).with_for_update(read=True)
         ):
             raise NotFound(str(domain), see="ListDomains")
     if draft.incumbent is not None and not tx.rows(

@@ -20,7 +20,7 @@ from acclimate_service.domain.model import (
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.stored import known
-from acclimate_service.store import aliases, audit, endings, schema, versions
+from acclimate_service.store import aliases, audit, endings, mistakes, schema, versions
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.engine import Database, Transaction
 from acclimate_service.store.pages import Page, in_scope, page_limit
@@ -58,6 +58,10 @@ class Registry:
     ) -> Page[Model]:
         """The models *within* a scope, by name."""
         return self._database.read(_page_models, page_size, page_token, within)
+
+    def delete_model(self, name: ModelName) -> None:
+        """See :func:`~acclimate_service.store.mistakes.delete_model`."""
+        self._database.write(mistakes.delete_model, name)
 
     def set_guard(self, name: ModelName, policy: GuardPolicy, *, who: str, why: str) -> Model:
         """Give the model a policy that later jobs take over; who and why goes to the audit log.
@@ -154,7 +158,7 @@ def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:
         raise AlreadyExists(str(model.name))
     source = model.source_domain
     if source is not None and not tx.rows(
-        sa.select(domains.c.id).where(domains.c.id == source.domain)
+        sa.select(domains.c.id).where(domains.c.id == source.domain).with_for_update(read=True)
     ):
         raise NotFound(str(source), see="ListDomains")
     row = tx.row(

@@ -205,6 +205,18 @@ class Service(
         self._enter("GetLabeledBatch", request, context)
         return self._batch(Batch())
 
+    def DeleteDomain(
+        self, request: adaptation_pb2.DeleteDomainRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        self._enter("DeleteDomain", request, context)
+        return empty_pb2.Empty()
+
+    def DeleteLabeledBatch(
+        self, request: adaptation_pb2.DeleteLabeledBatchRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        self._enter("DeleteLabeledBatch", request, context)
+        return empty_pb2.Empty()
+
     def ListLabeledBatches(
         self, request: adaptation_pb2.ListLabeledBatchesRequest, context: grpc.ServicerContext
     ) -> adaptation_pb2.ListLabeledBatchesResponse:
@@ -382,6 +394,12 @@ class Service(
         found.guard_overrides.CopyFrom(request.overrides)
         found.guard_overrides.update({"reason": request.reason})
         return found
+
+    def DeleteModel(
+        self, request: registry_pb2.DeleteModelRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        self._enter("DeleteModel", request, context)
+        return empty_pb2.Empty()
 
     def DeleteModelVersion(
         self, request: registry_pb2.DeleteModelVersionRequest, context: grpc.ServicerContext

@@ -85,6 +85,9 @@ def test_what_must_not_happen_twice_is_not_repeated(service: Service, client: Cl
         lambda: client.promote("digits", "2", expected="1"),
         lambda: client.force("j1", reason="why not"),
         lambda: client.delete_version("digits/1"),
+        lambda: client.delete_model("digits"),
+        lambda: client.delete_domain("pens"),
+        lambda: client.delete_batch("domains/pens/batches/b1"),
     ):
         service.faults.calls = [UNAVAILABLE]
         before = len(service.seen)

@@ -25,7 +25,7 @@ COMMANDS = [
     ["tokens", "create"], ["tokens", "list"], ["tokens", "rotate"], ["tokens", "revoke"],
     ["jobs", "get"], ["jobs", "watch"], ["jobs", "cancel"], ["jobs", "force"], ["guard", "plan"],
     ["audit"], ["doctor"], ["rollout", "start"], ["rollout", "show"], ["rollout", "stop"],
-    ["rollout", "list"], ["drift"], ["guard", "show"], ["guard", "set"],
+    ["rollout", "list"], ["drift"], ["delete"], ["guard", "show"], ["guard", "set"],
 ]  # fmt: skip
 PROCESSES = (["serve"], ["work"])  # they only log
 # Becomes the service's own program even for its help: tests/integration/test_upkeep.py.
@@ -217,25 +217,23 @@ def test_a_story_is_plain_lines_where_there_is_no_terminal(run: Any, service: Se
     assert "EPOCH    TUNING    event 1" in result.stdout
     assert "✓ ACCEPT  nothing lost" in result.stdout
     row = next(line for line in result.stdout.splitlines() if "source accuracy" in line)
-    assert row.split() == (
-        [
-            "✓",
-            "source",
-            "accuracy",
-            "+0.4",
-            "%",
-            "-1.0",
-            "%",
-            "…",
-            "+2.1",
-            "%",
-            "+1.0",
-            "%",
-            "480",
-            "5",
-            "3",
-        ]
-    )
+    assert row.split() == [
+        "✓",
+        "source",
+        "accuracy",
+        "-0.4",
+        "%",
+        "-2.1",
+        "%",
+        "…",
+        "+1.0",
+        "%",
+        "-1.0",
+        "%",
+        "480",
+        "5",
+        "3",
+    ]
     assert "version digits/2" in result.stdout
     assert "\x1b" not in result.stdout
 
@@ -329,6 +327,34 @@ def test_a_version_is_exported(run: Any, service: Service, tmp_path: Path) -> No
     service.export = pieces("model.onnx", b"onnx")
     assert run("export", "digits/2", tmp_path / "out").exit_code == 0
     assert (tmp_path / "out" / "model.onnx").read_bytes() == b"onnx"
+
+
+@pytest.mark.parametrize(
+    ("named", "full", "call"),
+    [
+        ("digits/1", "models/digits/versions/1", "DeleteModelVersion"),
+        ("models/digits/versions/1", "models/digits/versions/1", "DeleteModelVersion"),
+        ("digits@canary", "models/digits/aliases/canary", "DeleteAlias"),
+        ("models/digits", "models/digits", "DeleteModel"),
+        ("domains/pens", "domains/pens", "DeleteDomain"),
+        ("domains/pens/batches/b1", "domains/pens/batches/b1", "DeleteLabeledBatch"),
+    ],
+)
+def test_what_is_to_be_deleted_is_known_by_its_name(
+    run: Any, service: Service, named: str, full: str, call: str
+) -> None:
+    result = run("delete", named, "--reason", "a typo", "--json")
+    assert json.loads(result.stdout) == {"deleted": full}
+    asked: Any
+    method, asked = service.seen[-1]
+    assert (method, asked.name, asked.reason) == (call, full, "a typo")
+
+
+def test_a_bare_id_is_not_deleted(run: Any, service: Service) -> None:
+    result = run("delete", "digits")
+    assert result.exit_code == 2
+    assert "models/digits or domains/digits" in result.stderr
+    assert service.seen == []
 
 
 def test_a_report_is_written_where_it_is_asked_for(run: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from acclimate.cli import (
     access,
+    delete,
     demo,
     doctor,
     domains,
@@ -83,6 +84,7 @@ app.command(rich_help_panel=_MODELS)(predict.predict)
 app.command(rich_help_panel=_MODELS)(drift.drift)
 app.add_typer(rollout.app, name="rollout", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(stats.stats)
+app.command(rich_help_panel=_MODELS)(delete.delete)
 
 app.add_typer(domains.app, name="domains", rich_help_panel=_IMAGES)
 app.command(rich_help_panel=_IMAGES)(domains.upload)

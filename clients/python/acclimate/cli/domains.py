@@ -79,13 +79,29 @@ def get(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Show a domain: its labels, and how many images it has of each.
+    """Show a domain: its labels, how many images it has of each, and the uploads.
 
     Example: acclimate domains get night
     """
     with connect(server) as client:
         found = client.domain(domain)
+        batches = () if as_json else client.batches(domain)
     _show(found, as_json)
+    if batches:
+        console.print()
+        print_table(
+            ("UPLOAD", "ROLE", "IMAGES", "AGE"),
+            (
+                (
+                    batch.name,
+                    batch.role.value,
+                    batch.accepted if batch.committed else "not committed",
+                    ago(batch.created_at),
+                )
+                for batch in batches
+            ),
+            empty="",
+        )
 
 
 def _show(domain: Domain, as_json: bool) -> None:

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "ListAdaptationJobs": "jobs",
     "ListAliases": "aliases",
     "ListDomains": "domains",
+    "ListLabeledBatches": "domains get",
     "ListModelVersions": "versions",
     "ListModels": "models",
     "ListRollouts": "rollout list",

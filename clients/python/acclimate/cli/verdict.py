@@ -33,23 +33,31 @@ def render(verdict: Mapping[str, Any]) -> RenderableType:
         table.add_column(column, no_wrap=True)
     for check in checks:
         mark, colour = MARKS.get(str(check.get("decision")), ("", ""))
-        interval = check.get("interval")
         table.add_row(
             Text(mark, style=colour),
             words(check.get("name", "")),
             _measured(check.get("observed"), check),
-            "–" if not interval else " … ".join(_measured(bound, check) for bound in interval),
+            _interval(check),
             _measured(check.get("limit"), check),
             *(str(check.get(key) or "–") for key in ("n", "lost", "gained")),
         )
     return Group(head, table)
 
 
+def _interval(check: Mapping[str, Any]) -> str:
+    bounds = list(check.get("interval") or ())
+    if "drop" in str(check.get("unit", "")):
+        bounds.reverse()  # the largest drop is the least change
+    return " … ".join(_measured(bound, check) for bound in bounds) or "–"
+
+
 def _measured(value: object, check: Mapping[str, Any]) -> str:
-    """A number of a check: accuracies and shares as percentages, drops with their sign."""
+    """A number of a check: accuracies and shares as percentages, a drop as the change it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–"
     unit = str(check.get("unit", ""))
+    if "drop" in unit:
+        return percent(0.0 - value, signed=True)
     if "accuracy" in unit or unit.startswith("share"):
-        return percent(value, signed="drop" in unit)
+        return percent(value)
     return f"{value:.3g}"

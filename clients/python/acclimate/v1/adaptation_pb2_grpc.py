@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from acclimate.v1 import adaptation_pb2 as acclimate_dot_v1_dot_adaptation__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -50,6 +51,11 @@ class AdaptationServiceStub:
                 request_serializer=acclimate_dot_v1_dot_adaptation__pb2.ListDomainsRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_adaptation__pb2.ListDomainsResponse.FromString,
                 _registered_method=True)
+        self.DeleteDomain = channel.unary_unary(
+                '/acclimate.v1.AdaptationService/DeleteDomain',
+                request_serializer=acclimate_dot_v1_dot_adaptation__pb2.DeleteDomainRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.UploadBatch = channel.stream_stream(
                 '/acclimate.v1.AdaptationService/UploadBatch',
                 request_serializer=acclimate_dot_v1_dot_adaptation__pb2.UploadBatchRequest.SerializeToString,
@@ -64,6 +70,11 @@ class AdaptationServiceStub:
                 '/acclimate.v1.AdaptationService/ListLabeledBatches',
                 request_serializer=acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesResponse.FromString,
+                _registered_method=True)
+        self.DeleteLabeledBatch = channel.unary_unary(
+                '/acclimate.v1.AdaptationService/DeleteLabeledBatch',
+                request_serializer=acclimate_dot_v1_dot_adaptation__pb2.DeleteLabeledBatchRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
         self.CreateAdaptationJob = channel.unary_unary(
                 '/acclimate.v1.AdaptationService/CreateAdaptationJob',
@@ -119,6 +130,13 @@ class AdaptationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteDomain(self, request, context):
+        """Deletes a domain that is no model's source and that no job was judged with, and its images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadBatch(self, request_iterator, context):
         """Streams labelled images in. The first message opens the batch (or finds the
         one that was opened with the same request_id, and says where to go on), then
@@ -137,6 +155,13 @@ class AdaptationServiceServicer:
 
     def ListLabeledBatches(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteLabeledBatch(self, request, context):
+        """Takes an upload back, as long as no job that may have read it runs or was judged since.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -196,6 +221,11 @@ def add_AdaptationServiceServicer_to_server(servicer, server):
                     request_deserializer=acclimate_dot_v1_dot_adaptation__pb2.ListDomainsRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_adaptation__pb2.ListDomainsResponse.SerializeToString,
             ),
+            'DeleteDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDomain,
+                    request_deserializer=acclimate_dot_v1_dot_adaptation__pb2.DeleteDomainRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
             'UploadBatch': grpc.stream_stream_rpc_method_handler(
                     servicer.UploadBatch,
                     request_deserializer=acclimate_dot_v1_dot_adaptation__pb2.UploadBatchRequest.FromString,
@@ -210,6 +240,11 @@ def add_AdaptationServiceServicer_to_server(servicer, server):
                     servicer.ListLabeledBatches,
                     request_deserializer=acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesResponse.SerializeToString,
+            ),
+            'DeleteLabeledBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteLabeledBatch,
+                    request_deserializer=acclimate_dot_v1_dot_adaptation__pb2.DeleteLabeledBatchRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'CreateAdaptationJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateAdaptationJob,
@@ -335,6 +370,33 @@ class AdaptationService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.AdaptationService/DeleteDomain',
+            acclimate_dot_v1_dot_adaptation__pb2.DeleteDomainRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UploadBatch(request_iterator,
             target,
             options=(),
@@ -405,6 +467,33 @@ class AdaptationService:
             '/acclimate.v1.AdaptationService/ListLabeledBatches',
             acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesRequest.SerializeToString,
             acclimate_dot_v1_dot_adaptation__pb2.ListLabeledBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteLabeledBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.AdaptationService/DeleteLabeledBatch',
+            acclimate_dot_v1_dot_adaptation__pb2.DeleteLabeledBatchRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

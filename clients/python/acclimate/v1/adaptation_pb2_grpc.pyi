@@ -5,6 +5,7 @@ Domains, labelled images, and the jobs that adapt a model to them."""
 
 from acclimate.v1 import adaptation_pb2 as _adaptation_pb2
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -36,6 +37,8 @@ class AdaptationServiceStub:
     CreateDomain: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.CreateDomainRequest, _adaptation_pb2.Domain]
     GetDomain: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.GetDomainRequest, _adaptation_pb2.Domain]
     ListDomains: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.ListDomainsRequest, _adaptation_pb2.ListDomainsResponse]
+    DeleteDomain: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.DeleteDomainRequest, _empty_pb2.Empty]
+    """Deletes a domain that is no model's source and that no job was judged with, and its images."""
     UploadBatch: _grpc.StreamStreamMultiCallable[_adaptation_pb2.UploadBatchRequest, _adaptation_pb2.UploadBatchResponse]
     """Streams labelled images in. The first message opens the batch (or finds the
     one that was opened with the same request_id, and says where to go on), then
@@ -44,6 +47,8 @@ class AdaptationServiceStub:
     """
     GetLabeledBatch: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.GetLabeledBatchRequest, _adaptation_pb2.LabeledBatch]
     ListLabeledBatches: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.ListLabeledBatchesRequest, _adaptation_pb2.ListLabeledBatchesResponse]
+    DeleteLabeledBatch: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.DeleteLabeledBatchRequest, _empty_pb2.Empty]
+    """Takes an upload back, as long as no job that may have read it runs or was judged since."""
     CreateAdaptationJob: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.CreateAdaptationJobRequest, _adaptation_pb2.AdaptationJob]
     GetAdaptationJob: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.GetAdaptationJobRequest, _adaptation_pb2.AdaptationJob]
     ListAdaptationJobs: _grpc.UnaryUnaryMultiCallable[_adaptation_pb2.ListAdaptationJobsRequest, _adaptation_pb2.ListAdaptationJobsResponse]
@@ -60,6 +65,8 @@ class AdaptationServiceAsyncStub(AdaptationServiceStub):
     CreateDomain: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.CreateDomainRequest, _adaptation_pb2.Domain]  # type: ignore[assignment]
     GetDomain: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.GetDomainRequest, _adaptation_pb2.Domain]  # type: ignore[assignment]
     ListDomains: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.ListDomainsRequest, _adaptation_pb2.ListDomainsResponse]  # type: ignore[assignment]
+    DeleteDomain: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.DeleteDomainRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a domain that is no model's source and that no job was judged with, and its images."""
     UploadBatch: _aio.StreamStreamMultiCallable[_adaptation_pb2.UploadBatchRequest, _adaptation_pb2.UploadBatchResponse]  # type: ignore[assignment]
     """Streams labelled images in. The first message opens the batch (or finds the
     one that was opened with the same request_id, and says where to go on), then
@@ -68,6 +75,8 @@ class AdaptationServiceAsyncStub(AdaptationServiceStub):
     """
     GetLabeledBatch: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.GetLabeledBatchRequest, _adaptation_pb2.LabeledBatch]  # type: ignore[assignment]
     ListLabeledBatches: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.ListLabeledBatchesRequest, _adaptation_pb2.ListLabeledBatchesResponse]  # type: ignore[assignment]
+    DeleteLabeledBatch: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.DeleteLabeledBatchRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Takes an upload back, as long as no job that may have read it runs or was judged since."""
     CreateAdaptationJob: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.CreateAdaptationJobRequest, _adaptation_pb2.AdaptationJob]  # type: ignore[assignment]
     GetAdaptationJob: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.GetAdaptationJobRequest, _adaptation_pb2.AdaptationJob]  # type: ignore[assignment]
     ListAdaptationJobs: _aio.UnaryUnaryMultiCallable[_adaptation_pb2.ListAdaptationJobsRequest, _adaptation_pb2.ListAdaptationJobsResponse]  # type: ignore[assignment]
@@ -101,6 +110,14 @@ class AdaptationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adaptation_pb2.ListDomainsResponse, _abc.Awaitable[_adaptation_pb2.ListDomainsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def DeleteDomain(
+        self,
+        request: _adaptation_pb2.DeleteDomainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a domain that is no model's source and that no job was judged with, and its images."""
+
+    @_abc_1.abstractmethod
     def UploadBatch(
         self,
         request_iterator: _MaybeAsyncIterator[_adaptation_pb2.UploadBatchRequest],
@@ -125,6 +142,14 @@ class AdaptationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adaptation_pb2.ListLabeledBatchesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adaptation_pb2.ListLabeledBatchesResponse, _abc.Awaitable[_adaptation_pb2.ListLabeledBatchesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteLabeledBatch(
+        self,
+        request: _adaptation_pb2.DeleteLabeledBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Takes an upload back, as long as no job that may have read it runs or was judged since."""
 
     @_abc_1.abstractmethod
     def CreateAdaptationJob(

@@ -51,6 +51,11 @@ class RegistryServiceStub:
                 request_serializer=acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/acclimate.v1.RegistryService/DeleteModel',
+                request_serializer=acclimate_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.SetModelGuard = channel.unary_unary(
                 '/acclimate.v1.RegistryService/SetModelGuard',
                 request_serializer=acclimate_dot_v1_dot_registry__pb2.SetModelGuardRequest.SerializeToString,
@@ -123,6 +128,13 @@ class RegistryServiceServicer:
 
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Deletes a model that never had a version: a registration made by mistake. Its jobs go too.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -210,6 +222,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.FromString,
                     response_serializer=acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=acclimate_dot_v1_dot_registry__pb2.DeleteModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'SetModelGuard': grpc.unary_unary_rpc_method_handler(
                     servicer.SetModelGuard,
@@ -344,6 +361,33 @@ class RegistryService:
             '/acclimate.v1.RegistryService/ListModels',
             acclimate_dot_v1_dot_registry__pb2.ListModelsRequest.SerializeToString,
             acclimate_dot_v1_dot_registry__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/acclimate.v1.RegistryService/DeleteModel',
+            acclimate_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

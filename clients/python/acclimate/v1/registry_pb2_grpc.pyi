@@ -40,6 +40,8 @@ class RegistryServiceStub:
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
+    """Deletes a model that never had a version: a registration made by mistake. Its jobs go too."""
     SetModelGuard: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetModelGuardRequest, _registry_pb2.Model]
     """Gives the model a guard policy that its later jobs take over. Recorded, with the reason."""
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]
@@ -68,6 +70,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a model that never had a version: a registration made by mistake. Its jobs go too."""
     SetModelGuard: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetModelGuardRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Gives the model a guard policy that its later jobs take over. Recorded, with the reason."""
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
@@ -111,6 +115,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListModelsResponse, _abc.Awaitable[_registry_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _registry_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a model that never had a version: a registration made by mistake. Its jobs go too."""
 
     @_abc_1.abstractmethod
     def SetModelGuard(
