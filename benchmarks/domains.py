@@ -248,7 +248,7 @@ class Asking:
 def serving(name: str, of: Fleet, count: int) -> Iterator[Standing]:
     """A server over a fleet, to be asked for its first *count* domains."""
     with (
-        standing.serving(of.home, resident_versions=count + 50, resident_tails_mib=8192) as server,
+        standing.serving(of.home, resident_mib=8192) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict

@@ -61,9 +61,9 @@ class ServeSettings(Settings):
     # answers a lone request sooner and many together later.
     prefer: Literal["throughput", "latency"] = "throughput"
     queue: int = pydantic.Field(default=512, ge=1)  # predictions waiting, over all versions
-    # Networks in memory; versions on one trunk are one, but for their tails.
-    resident_versions: int = pydantic.Field(default=8, ge=1)
-    resident_tails_mib: int = pydantic.Field(default=2048, ge=1)
+    # What loaded versions may take together, of the GPU's memory where one serves. None: half
+    # of what the machine or the control group has, a fifth of a GPU's.
+    resident_mib: int | None = pydantic.Field(default=None, ge=1)
     max_message_mib: int = pydantic.Field(default=64, ge=4)
     max_uploads: int = pydantic.Field(default=16, ge=1)  # upload streams at once
     max_watchers: int = pydantic.Field(default=1000, ge=1)

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from acclimate_service.inference import memory
+
 SERVE = ("alembic", "grpc", "numpy", "onnxruntime", "PIL", "pydantic_settings", "sqlalchemy")
 TRAIN = ("onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
@@ -197,10 +199,14 @@ def limits() -> Iterator[Finding]:
     level = Level.GOOD if files >= OPEN_FILES else Level.WARNING
     advice = "" if level is Level.GOOD else f"ulimit -n {OPEN_FILES * 4}: every stream takes one"
     yield Finding(what="open files", level=level, told=str(files), advice=advice)
-    memory = available_memory()
-    level = Level.GOOD if memory > SPARE_MEMORY else Level.WARNING
+    free, whole = memory.available(), memory.limit()
+    level = Level.GOOD if free > SPARE_MEMORY else Level.WARNING
     advice = "" if level is Level.GOOD else "serving takes 0.3 GiB, training 1 to 2 GiB and more"
-    told = f"{memory / GIB:.1f} GiB free, {len(os.sched_getaffinity(0))} processors"
+    told = (
+        f"{free / GIB:.1f} of {whole / GIB:.1f} GiB free, {len(os.sched_getaffinity(0))} "
+        f"processors; on a CPU, versions may take {memory.SHARE * whole / GIB:.1f} GiB unless "
+        "ACCLIMATE_RESIDENT_MIB says otherwise"
+    )
     yield Finding(what="memory", level=level, told=told, advice=advice)
 
 
@@ -270,19 +276,6 @@ def file_system(place: Path) -> str:
         holding = [m for m in mounts if place.resolve().is_relative_to(m[1])]
         return max(holding, key=lambda m: len(m[1]))[2] if holding else ""
     return ""
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its control group's."""
-    lines = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
-    )
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free
 
 
 def examinations(home: Path, url: str, blobs: str = "") -> list[Callable[[], Iterator[Finding]]]:

@@ -32,6 +32,7 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.memory import usual_budget
 from acclimate_service.inference.pool import LOADER_NICE, Pool
 from acclimate_service.inference.probe import probe
 from acclimate_service.inference.processor import this_one_overflows
@@ -87,8 +88,7 @@ async def _serve(settings: ServeSettings) -> int:
     )
     pool: Pool[ModelVersion] = Pool(
         batcher,
-        capacity=settings.resident_versions,
-        tail_bytes=settings.resident_tails_mib * 2**20,
+        budget=budget(settings, execution),
         # Threads that a session makes have the priority of the one that loads it.
         nice=LOADER_NICE if execution.intra_op == 1 else 0,
     )
@@ -205,6 +205,20 @@ def admission(settings: ServeSettings) -> Admission:
             upload_bytes=usual.upload_bytes if mib is None else mib * 2**20 or None,
         ),
     )
+
+
+def budget(settings: ServeSettings, execution: Execution) -> int:
+    """The bytes that loaded versions may take together; told in the log.
+
+    Raises:
+        ProviderUnavailable: the GPU does not tell how much memory it has.
+    """
+    set_here = settings.resident_mib
+    found = usual_budget(execution) if set_here is None else set_here * 2**20
+    structlog.get_logger(__name__).info(
+        "memory for versions", mib=found // 2**20, by="default" if set_here is None else "setting"
+    )
+    return found
 
 
 def _execution(settings: ServeSettings) -> Execution:

@@ -24,6 +24,6 @@ def quiet() -> Iterator[None]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server over an empty store, shared by a module's tests."""
     store = fresh_store(tmp_path_factory.mktemp("store"))
-    with running(store, Limits(poll_seconds=0.05), capacity=64) as service:
+    with running(store, Limits(poll_seconds=0.05)) as service:
         yield service
     store.close()

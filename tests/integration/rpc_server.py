@@ -109,9 +109,8 @@ def running(
     store: Store,
     limits: Limits,
     *,
-    capacity: int = 8,
+    budget: int = 2**31,
     precision: Precision = "fp32",
-    tail_bytes: int = 2**31,
     admission: Admission = Admission(),  # noqa: B008  frozen
     tracer: Tracer | None = None,
     tls: grpc.ServerCredentials | None = None,
@@ -128,7 +127,7 @@ def running(
 
     async def live() -> None:
         batcher = Batcher(threads=2, room=limits.predictions)
-        pool: Pool[ModelVersion] = Pool(batcher, capacity=capacity, tail_bytes=tail_bytes)
+        pool: Pool[ModelVersion] = Pool(batcher, budget=budget)
         server = Server(
             store,
             pool,

@@ -28,6 +28,8 @@ from tests.unit.inference.halves import tail_file, trunk_file
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.v1 import inference_pb2, registry_pb2
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.memory import session_bytes
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Store
 from acclimate_service.store.folder import FolderBlobs
@@ -62,11 +64,13 @@ def fleet(store: Store, name: str) -> dict[str, VersionName]:
 def served(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Service, dict[str, VersionName]]]:
-    """Room for three networks, and for the tails of four domains."""
+    """Room for production, the trunk, and the tails of four domains."""
     store = fresh_store(tmp_path_factory.mktemp("store"))
     found = fleet(store, "docks")
-    room = 4 * len(tail(0)) + len(tail(0)) // 2
-    with running(store, Limits(poll_seconds=0.05), capacity=3, tail_bytes=room) as service:
+    on_cpu = Execution()
+    networks = session_bytes(len(classifier(1)), on_cpu) + session_bytes(len(TRUNK), on_cpu)
+    room = networks + 9 * session_bytes(len(tail(0)), on_cpu, shares=True) // 2
+    with running(store, Limits(poll_seconds=0.05), budget=room) as service:
         yield service, found
     store.close()
 
@@ -94,15 +98,16 @@ def test_each_domain_is_answered_by_its_own_version_under_mixed_traffic(
         np.testing.assert_allclose(logits(answer), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_tails_beyond_the_memory_for_them_are_unloaded_and_come_back_when_asked_for(
+def test_tails_that_there_is_no_room_for_are_unloaded_and_come_back_when_asked_for(
     served: tuple[Service, dict[str, VersionName]],
 ) -> None:
     service, found = served
     for domain in DOMAINS:
+        service.inference.Predict(ask("models/docks", RED), timeout=10)
         service.inference.Predict(ask("models/docks", RED, domain=domain), timeout=10)
     index = service.oip.RepositoryIndex(oip.RepositoryIndexRequest(ready=True), timeout=10)
     ready = {entry.version for entry in index.models}
-    # The last ones asked for, and production, which always stays.
+    # Those that were asked for last.
     assert ready == {found[name].version for name in ("production", *DOMAINS[-4:])}
     again = service.inference.Predict(ask("models/docks", RED, domain=DOMAINS[0]), timeout=10)
     assert again.version == str(found[DOMAINS[0]])
@@ -195,13 +200,11 @@ def test_a_domain_moves_to_its_next_version_like_any_alias(
     assert answer.version == str(better)
 
 
-def test_production_may_be_a_tail_and_is_never_unloaded(
-    served: tuple[Service, dict[str, VersionName]],
-) -> None:
+def test_production_may_be_a_tail(served: tuple[Service, dict[str, VersionName]]) -> None:
     service, found = served
     promote(service, ModelName("docks"), found["dock-7"])
     for domain in DOMAINS:
         service.inference.Predict(ask("models/docks", RED, domain=domain), timeout=10)
-    index = service.oip.RepositoryIndex(oip.RepositoryIndexRequest(ready=True), timeout=10)
-    assert found["dock-7"].version in {entry.version for entry in index.models}
+    answer = service.inference.Predict(ask("models/docks", RED), timeout=10)
+    assert answer.version == str(found["dock-7"])
     promote(service, ModelName("docks"), found["production"])

@@ -152,6 +152,11 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
                 return precision, variant.onnx
         return "fp32", self.onnx
 
+    def served_bytes(self, wanted: Precision) -> int:
+        """How large that file is."""
+        sizes = {str(kind): one.onnx_bytes for kind, one in self.variants.items()}
+        return sizes.get(wanted, self.onnx_bytes)
+
 
 class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What travels with ``model.onnx``: enough to serve it and to know how it was made.

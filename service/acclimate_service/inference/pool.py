@@ -2,35 +2,32 @@
 
 A version is loaded and warmed beside the running ones, then the alias is moved in one
 step; requests that began on the old version end on it, and it is unloaded after the
-last of them.
+last of them. Where memory is short, what was unused longest is unloaded, also what an
+alias points at; whoever asks for that next has it loaded again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import sys
 import threading
-import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
-from acclimate_service.domain.errors import NotReady, VersionInUse
-from acclimate_service.inference.answer import Answer
-from acclimate_service.inference.batcher import ORDINARY, Batcher
-from acclimate_service.inference.classifier import Classifier, Pixels
-from acclimate_service.inference.encoded import Encoded
+from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
+from acclimate_service.inference import memory
+from acclimate_service.inference.batcher import Batcher
+from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.residents import (
+    Footprint,
     Loaded,
     Resident,
     ResidentVersion,
-    Share,
     make_room,
+    taken,
 )
 from acclimate_service.inference.statistics import Tally, VersionStatistics
 
@@ -39,89 +36,17 @@ T = TypeVar("T")
 LOADER_NICE = 10  # of the thread that loads
 RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
 REMEMBERED = 1000  # versions whose counts are kept after they were unloaded
-
-
-class Handle(Generic[T]):
-    """The right to use a version: it stays loaded until the handle is released.
-
-    Use it in a ``with`` statement.
-    """
-
-    def __init__(self, pool: Pool[T], resident: Resident[T]) -> None:
-        self._pool = pool
-        self._resident: Resident[T] | None = resident
-        self.version = resident.version
-
-    @property
-    def details(self) -> T:
-        """What the loader gave beside the classifier."""
-        return self._held().loaded[0].details
-
-    @property
-    def classifier(self) -> Classifier:
-        """The version's session."""
-        return self._held().loaded[0].classifier
-
-    async def run(
-        self,
-        images: Pixels | Encoded,
-        outputs: Sequence[str] = ("probabilities",),
-        *,
-        deadline: float | None = None,
-        priority: int = ORDINARY,
-    ) -> Answer:
-        """Classify, and count it; see ``Batcher.submit`` for what is raised."""
-        tally = self._held().tally
-        started = time.perf_counter_ns()
-        tally.began()
-        try:
-            answer = await self._pool.batcher.submit(
-                self.classifier, images, outputs, deadline=deadline, priority=priority
-            )
-        except asyncio.CancelledError:
-            tally.cancelled(ns=time.perf_counter_ns() - started)
-            raise
-        except Exception as error:
-            tally.failed(error, ns=time.perf_counter_ns() - started)
-            raise
-        ns = time.perf_counter_ns() - started
-        tally.succeeded(len(images), answer.timings, ns=ns, now=time.time())
-        return answer
-
-    def encoding(self) -> AbstractContextManager[None]:
-        """Surround the writing of an answer, to have it counted."""
-        return self._held().tally.encoding()
-
-    def release(self) -> None:
-        """Give the version back; a second time does nothing."""
-        if self._resident is not None:
-            resident, self._resident = self._resident, None
-            self._pool._release(resident)  # noqa: SLF001  # two halves of one thing
-
-    def _held(self) -> Resident[T]:
-        if self._resident is None:
-            raise RuntimeError(f"the handle of {self.version} was released")
-        return self._resident
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+ROOM = "the memory for loaded versions (ACCLIMATE_RESIDENT_MIB)"
+ROOM_SECONDS = 10.0  # for which a load waits until requests let go of what it needs
 
 
 class Pool(Generic[T]):
     """The versions that are loaded. Belongs to one event loop.
 
-    At most ``capacity`` versions are loaded at once. Of those that no alias needs and
-    no request uses, the ``spare`` used last stay, so that a rollback finds its version
-    loaded. ``warm`` are the batch sizes that each version runs before it serves; by
-    default those that the batcher will run.
+    What is loaded takes at most ``budget`` bytes. Of the versions that no alias points at
+    and no request uses, the ``spare`` used last stay, so that a rollback finds its version
+    loaded; the others stay until one more needs their room. ``warm`` are the batch sizes
+    that each version runs before it serves; by default those that the batcher will run.
 
     The thread that loads steps back by ``nice`` (on Linux), so that a swap on a busy
     machine costs the requests beside it nothing. Threads that a session makes for itself
@@ -132,21 +57,23 @@ class Pool(Generic[T]):
         self,
         batcher: Batcher,
         *,
-        capacity: int = 8,
-        tail_bytes: int = 2**31,
+        budget: int = 2**31,
         spare: int = 1,
         warm: Sequence[int] | None = None,
         nice: int = LOADER_NICE,
     ) -> None:
         self.batcher = batcher
-        self._capacity = capacity
-        self._tail_bytes = tail_bytes
+        self._budget = budget
         self._spare = spare
         self._warm = tuple(batcher.sizes if warm is None else warm)
         self._residents: OrderedDict[str, Resident[T]] = OrderedDict()  # the last used is last
-        self._loading: dict[str, tuple[asyncio.Task[None], Share | None]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._coming: dict[str, Footprint] = {}  # of those, the ones that there is room for
+        # By how many calls that have not held it yet: it must not go before they do.
+        self._awaited: Counter[str] = Counter()
+        self._entrance = asyncio.Lock()  # whoever waits for room: one at a time, in order
+        self._eased = asyncio.Event()  # something ended that may make room
         self._aliases: dict[str, str] = {}
-        self._letting_go: set[str] = set()  # aliases whose versions may be unloaded, and come back
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         self._returning: asyncio.TimerHandle | None = None
         # One load at a time: loading is work, and predictions go on beside it.
@@ -161,31 +88,42 @@ class Pool(Generic[T]):
         version: str,
         load: Callable[[], Loaded[T]],
         *,
-        share: Share | None = None,
+        footprint: Footprint = Footprint(own=0),  # noqa: B008  frozen
         prompt: bool = False,
     ) -> Handle[T]:
         """Have *version* loaded and warmed, and hold it.
 
         *load* is called on a thread, unless the version is loaded or being loaded: on one
         that steps back, or *prompt*, as a request waits for it. When it fails, everything
-        else stays as it is. *share* says what the version shares with others, if it does.
+        else stays as it is. *footprint* is the memory that it takes; where requests hold all
+        that could go for it, they are waited for.
 
         Raises:
-            Overloaded: the pool is full of versions in use.
+            Overloaded: they held it for ``ROOM_SECONDS``.
             ServiceError: whatever *load* or the warming raised.
         """
-        while (resident := self._residents.get(version)) is None:
-            if version not in self._loading:
-                self._make_room(version, share)
-                thread = self._prompt if prompt else self._loader
-                task = asyncio.create_task(self._load(version, load, share, thread))
-                # Whoever waits sees its error; when nobody does, nobody needs to.
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
-                self._loading[version] = task, share
-            # Shielded: others may wait for the same load when this caller gives up.
-            await asyncio.shield(self._loading[version][0])
+        self._awaited[version] += 1
+        try:
+            while (resident := self._residents.get(version)) is None:
+                task = self._loading.get(version)
+                if task is None:
+                    thread = self._prompt if prompt else self._loader
+                    task = asyncio.create_task(self._load(version, load, footprint, thread))
+                    # Whoever waits sees its error; when nobody does, nobody needs to.
+                    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                    self._loading[version] = task
+                # Shielded: others may wait for the same load when this caller gives up.
+                await asyncio.shield(task)
+        finally:
+            self._awaited[version] -= 1
+            if not self._awaited[version]:
+                del self._awaited[version]
         resident.leaving = False  # whoever unloads it wanted it gone before
         return self._hold(resident)
+
+    def fits(self, footprint: Footprint) -> bool:
+        """Whether a version would fit beside all that is loaded and being loaded."""
+        return taken([*self._footprints(), footprint]) <= self._budget
 
     def acquire(self, key: str) -> Handle[T]:
         """Hold the version that *key*, an alias or a version, stands for now.
@@ -199,28 +137,25 @@ class Pool(Generic[T]):
             raise NotReady(f"nothing is loaded under {key!r}", name=key)
         return self._hold(resident)
 
-    def point(self, alias: str, version: str, *, keep: bool = True) -> str | None:
+    def point(self, alias: str, version: str, *, cold: bool = False) -> str | None:
         """Move *alias* to a loaded version, at once, and say where it was.
 
-        Without *keep* the version need not be loaded, and does not stay so for the alias's
-        sake: whoever needs it ensures it.
+        With *cold* the version need not be loaded: whoever needs it ensures it.
 
         Raises:
             NotReady: the version is not loaded.
         """
         resident = self._residents.get(version)
-        if keep and (resident is None or resident.leaving):
+        if not cold and (resident is None or resident.leaving):
             raise NotReady(f"{version!r} is not loaded, so {alias!r} stays", name=version)
         previous = self._aliases.get(alias)
         self._aliases[alias] = version
-        (self._letting_go.discard if keep else self._letting_go.add)(alias)
         self._trim()
         return previous
 
     def unpoint(self, alias: str) -> str | None:
         """Forget *alias*, and say where it was."""
         previous = self._aliases.pop(alias, None)
-        self._letting_go.discard(alias)
         self._trim()
         return previous
 
@@ -232,8 +167,7 @@ class Pool(Generic[T]):
         Raises:
             VersionInUse: an alias points at it.
         """
-        aliases = [a for a in self._aliases_of(version) if a not in self._letting_go]
-        if aliases:
+        if aliases := self._aliases_of(version):
             raise VersionInUse(f"{version!r} serves as {', '.join(aliases)}", name=version)
         resident = self._residents.get(version)
         if resident is None:
@@ -280,8 +214,10 @@ class Pool(Generic[T]):
     async def close(self) -> None:
         """Unload everything, in use or not, and end the loading thread."""
         self._aliases.clear()
-        loading = [task for task, _ in self._loading.values()]
-        await asyncio.gather(*loading, return_exceptions=True)
+        loading = dict(self._loading)
+        for version in loading.keys() - self._coming.keys():
+            loading[version].cancel()  # it waits for room
+        await asyncio.gather(*loading.values(), return_exceptions=True)
         for resident in list(self._residents.values()):
             self._drop(resident)
         if self._returning is not None:
@@ -293,10 +229,12 @@ class Pool(Generic[T]):
         self,
         version: str,
         load: Callable[[], Loaded[T]],
-        share: Share | None,
+        footprint: Footprint,
         thread: ThreadPoolExecutor,
     ) -> None:
         try:
+            await self._room_for(version, footprint)
+            self._coming[version] = footprint
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(thread, self._loaded, load)
             tally = self._tallies.setdefault(version, Tally())
@@ -304,12 +242,14 @@ class Pool(Generic[T]):
             tally.loaded(loaded.classifier.precision, loaded.classifier.digest)
             while len(self._tallies) > REMEMBERED:
                 self._tallies.popitem(last=False)
-            self._residents[version] = Resident(version, loaded, tally, share)
-            if share is not None:
+            self._residents[version] = Resident(version, loaded, tally, footprint)
+            if footprint.trunk:
                 # What a tail's file took on its way; many of them would add up.
-                self._loader.submit(_trim_memory)
+                self._loader.submit(memory.trim)
         finally:
             del self._loading[version]
+            self._coming.pop(version, None)
+            self._eased.set()
 
     def _loaded(self, load: Callable[[], Loaded[T]]) -> Loaded[T]:
         loaded = load()
@@ -320,26 +260,44 @@ class Pool(Generic[T]):
         resident.references += 1
         resident.unused.clear()
         self._residents.move_to_end(resident.version)
-        return Handle(self, resident)
+        return Handle(resident, self.batcher, self._release)
 
     def _release(self, resident: Resident[T]) -> None:
         resident.references -= 1
         if not resident.references:
             resident.unused.set()
+            self._eased.set()
             self._trim()
 
-    def _make_room(self, version: str, share: Share | None) -> None:
-        """Unload what is idle until one more fits."""
-        for resident in make_room(
-            version,
-            share,
+    async def _room_for(self, version: str, footprint: Footprint) -> None:
+        """Wait until one more version fits, in the order in which they came."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS), self._entrance:
+                while self._awaited[version] and not self._make_room(footprint):
+                    self._eased.clear()
+                    await self._eased.wait()
+        except TimeoutError:
+            raise Overloaded(ROOM, retry_after=1) from None
+        if not self._awaited[version]:
+            raise NotReady(f"nobody waits for {version!r} any more", name=version)
+
+    def _make_room(self, footprint: Footprint) -> bool:
+        """Unload what is idle until one more fits; whether it does."""
+        gone = make_room(
+            footprint,
             residents=self._residents.values(),
-            loading={name: share for name, (_, share) in self._loading.items()},
-            kept={at for alias, at in self._aliases.items() if alias not in self._letting_go},
-            capacity=self._capacity,
-            tail_bytes=self._tail_bytes,
-        ):
+            loading=self._coming.values(),
+            kept=self._awaited,
+            pointed=set(self._aliases.values()),
+            budget=self._budget,
+        )
+        for resident in gone or ():
             self._drop(resident)
+        return gone is not None
+
+    def _footprints(self) -> list[Footprint]:
+        loaded = (resident.footprint for resident in self._residents.values())
+        return [*loaded, *self._coming.values()]
 
     def _trim(self) -> None:
         """Unload what no alias needs and no request uses, but for the spare ones."""
@@ -349,12 +307,8 @@ class Pool(Generic[T]):
 
     def _idle(self) -> list[Resident[T]]:
         """What nothing needs now, the longest unused first."""
-        pointed = set(self._aliases.values())
-        return [
-            resident
-            for resident in self._residents.values()
-            if not resident.references and not resident.leaving and resident.version not in pointed
-        ]
+        needed = {*self._aliases.values(), *self._awaited}
+        return [r for r in self._residents.values() if r.idle and r.version not in needed]
 
     def _drop(self, resident: Resident[T]) -> None:
         if self._residents.get(resident.version) is resident:
@@ -371,7 +325,7 @@ class Pool(Generic[T]):
         20,000 page faults of fresh memory, which are a fifth of its work.
         """
         self._returning = None
-        self._loader.submit(_trim_memory)
+        self._loader.submit(memory.trim)
 
     def _aliases_of(self, version: str) -> tuple[str, ...]:
         return tuple(sorted(alias for alias, at in self._aliases.items() if at == version))
@@ -383,9 +337,3 @@ def _step_back(nice: int) -> None:
         thread = threading.get_native_id()
         now = os.getpriority(os.PRIO_PROCESS, thread)
         os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: that is a right
-
-
-def _trim_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)

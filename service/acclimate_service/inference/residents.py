@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from acclimate_service.domain.errors import Overloaded
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.statistics import Tally
 
@@ -15,11 +14,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What a version shares: the digest of its trunk, and how many bytes are its own tail's."""
+class Footprint:
+    """The bytes that a version takes in memory: its own, and a trunk's that others may be on.
 
-    trunk: str
-    tail_bytes: int
+    ``trunk`` is the sha256 (hex) of the trunk's file, empty if the version is opened whole.
+    """
+
+    own: int
+    trunk: str = ""
+    trunk_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,10 @@ class Loaded(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentVersion:
-    """A version in the pool. It answers requests unless it is ``loading`` or ``leaving``."""
+    """A version in the pool. It answers requests unless it is ``loading`` or ``leaving``.
+
+    One that is ``loading`` may still wait for room.
+    """
 
     version: str
     loading: bool
@@ -44,9 +50,9 @@ class ResidentVersion:
 class Resident(Generic[T]):
     """A version in memory. Belongs to the pool's event loop."""
 
-    def __init__(self, version: str, loaded: Loaded[T], tally: Tally, share: Share | None) -> None:
+    def __init__(self, version: str, loaded: Loaded[T], tally: Tally, footprint: Footprint) -> None:
         self.version = version
-        self.share = share
+        self.footprint = footprint
         self.loaded = [loaded]  # in a box that can be emptied on another thread
         self.tally = tally
         self.references = 0
@@ -60,61 +66,38 @@ class Resident(Generic[T]):
         return not self.references and not self.leaving
 
 
+def taken(footprints: Iterable[Footprint]) -> int:
+    """The bytes that versions take together, each trunk once."""
+    every = list(footprints)
+    trunks = {one.trunk: one.trunk_bytes for one in every}
+    return sum(one.own for one in every) + sum(trunks.values())
+
+
 def make_room(
-    version: str,
-    share: Share | None,
+    footprint: Footprint,
     *,
     residents: Iterable[Resident[T]],
-    loading: Mapping[str, Share | None],
+    loading: Iterable[Footprint],
     kept: Collection[str],
-    capacity: int,
-    tail_bytes: int,
-) -> list[Resident[T]]:
-    """What to unload so that *version* fits, the longest unused first.
+    pointed: Collection[str],
+    budget: int,
+) -> list[Resident[T]] | None:
+    """What to unload so that one more version fits into *budget* bytes; None if nothing helps.
 
-    There is room for *capacity* networks: whole versions, and trunks with any number of
-    tails; and for *tail_bytes* of tails. *residents* are in the order of their last use.
-    The versions in *kept* stay, and do not count as tails.
-
-    Raises:
-        Overloaded: all that could go is in use.
+    Of *residents*, which are in the order of their last use, the longest unused go first;
+    those that an alias points at, *pointed*, after all others. What a request holds stays,
+    and so does what is in *kept*. A version larger than the budget may be alone in it.
     """
-    order = list(residents)
+    staying = list(residents)
+    free = [one for one in staying if one.idle and one.version not in kept]
+    order = sorted(free, key=lambda one: one.version in pointed)  # stable: by last use within
+    coming = [*loading, footprint]
     gone: list[Resident[T]] = []
-    mine = _place(version, share)
-    # By place, in the order of the last use; one that is being loaded cannot go.
-    places: dict[str, list[Resident[T]]] = {}
-    for resident in order:
-        key = _place(resident.version, resident.share)
-        places[key] = [*places.pop(key, []), resident]
-    busy = {_place(name, share) for name, share in loading.items()}
-    while mine not in (taken := busy | places.keys()) and len(taken) >= capacity:
-        free = [k for k, of in places.items() if k not in busy and _all_free(of, kept)]
-        if not free:
-            raise Overloaded("the pool of loaded versions", retry_after=1)
-        gone += places.pop(free[0])
-    if share is None:
-        return gone
-    others = [one.tail_bytes for one in loading.values() if one]
-    tails = [r for r in order if r.share and r.version not in kept and r not in gone]
-    used = share.tail_bytes + sum(others) + sum(_tail_bytes(tail) for tail in tails)
-    for tail in tails:
-        if used > tail_bytes and tail.idle:
-            gone.append(tail)
-            used -= _tail_bytes(tail)
-    # One that is larger than all the room may be alone in it.
-    if tail_bytes < used > share.tail_bytes:
-        raise Overloaded("the memory for tails", retry_after=1)
+    while staying or len(coming) > 1:
+        if taken([*(one.footprint for one in staying), *coming]) <= budget:
+            break
+        if len(gone) == len(order):
+            return None
+        gone.append(order[len(gone)])
+        staying.remove(gone[-1])
     return gone
-
-
-def _place(version: str, share: Share | None) -> str:
-    return version if share is None else share.trunk
-
-
-def _all_free(residents: Iterable[Resident[T]], kept: Collection[str]) -> bool:
-    return all(resident.idle and resident.version not in kept for resident in residents)
-
-
-def _tail_bytes(resident: Resident[T]) -> int:
-    return resident.share.tail_bytes if resident.share else 0

@@ -25,7 +25,7 @@ from acclimate_service.domain.names import AliasName, VersionName, check_id
 from acclimate_service.inference.batcher import ORDINARY
 from acclimate_service.inference.classifier import Pixels
 from acclimate_service.inference.encoded import Encoded
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.sessions import INPUT, OUTPUTS
 from acclimate_service.rpc import convert_predictions, fields
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT, Outputs, whole

@@ -16,7 +16,7 @@ from acclimate_service.domain.errors import InputMismatch, InvalidSpec, ServiceE
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName, check_id
 from acclimate_service.inference.batcher import ORDINARY, PRIORITIES
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc import fields, status
 

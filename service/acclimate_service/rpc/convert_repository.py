@@ -9,7 +9,7 @@ from acclimate.oip import grpc_service_pb2 as pb
 from acclimate.oip import model_config_pb2 as config_pb
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.residents import ResidentVersion
 from acclimate_service.inference.sessions import INPUT, OUTPUTS
 from acclimate_service.inference.statistics import Duration, VersionStatistics

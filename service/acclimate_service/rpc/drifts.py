@@ -21,7 +21,7 @@ from acclimate_service.domain.names import DomainName, ModelName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.batcher import PATIENT
 from acclimate_service.inference.encoded import Encoded
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
 

@@ -16,7 +16,7 @@ from acclimate_service.domain.names import ModelName, VersionName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.batcher import PATIENT
 from acclimate_service.inference.encoded import Encoded
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc import convert_predictions as convert
 from acclimate_service.rpc import fields
 from acclimate_service.rpc.bounds import Gate, Lane

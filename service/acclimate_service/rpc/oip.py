@@ -20,7 +20,7 @@ from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import ModelName, VersionName, check_id
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.batcher import PATIENT
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc import convert_oip as convert
 from acclimate_service.rpc import convert_predictions, convert_repository, status
 from acclimate_service.rpc.bounds import Gate, Lane

@@ -7,7 +7,8 @@ import structlog
 from acclimate_service.domain.model import ModelVersion, Parts, Precision
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
-from acclimate_service.inference.residents import Loaded, Share
+from acclimate_service.inference.memory import session_bytes
+from acclimate_service.inference.residents import Footprint, Loaded
 from acclimate_service.inference.trunks import Tailed, Trunks
 from acclimate_service.store import Store
 
@@ -24,10 +25,17 @@ class Opening:
         self._precision: Precision = precision
         self._trunks = Trunks()
 
-    def share(self, version: ModelVersion) -> Share | None:
-        """What the version would share with others; None if it is opened whole."""
-        parts = self._parts(version)
-        return None if parts is None else Share(trunk=parts.trunk, tail_bytes=parts.tail_bytes)
+    def footprint(self, version: ModelVersion) -> Footprint:
+        """About how much memory it takes, and what of that it would share with others."""
+        parts, execution = self._parts(version), self._execution
+        if parts is None:
+            size = version.manifest.artifacts.served_bytes(self._precision)
+            return Footprint(own=session_bytes(size, execution))
+        return Footprint(
+            own=session_bytes(parts.tail_bytes, execution, shares=True),
+            trunk=parts.trunk,
+            trunk_bytes=session_bytes(parts.trunk_bytes, execution),
+        )
 
     def open(self, version: ModelVersion) -> Loaded[ModelVersion]:
         """Make sessions of the version's bytes: one, or a tail's on a trunk that may be there.

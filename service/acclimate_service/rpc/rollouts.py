@@ -35,7 +35,7 @@ from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
 from acclimate_service.domain.rollout import Counts, Rollout, RolloutMode, RolloutState
 from acclimate_service.inference.answer import Answer
-from acclimate_service.inference.pool import Handle
+from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
 

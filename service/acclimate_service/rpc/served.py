@@ -6,13 +6,15 @@ a name before a move finish on the version they resolved.
 
 Other replicas, and workers that promote what the guard accepted, move aliases in the
 store alone: ``catch_up`` reads those moves and makes them here.
+
+What an alias points at need not be loaded: a server that starts loads what there is room
+and time for, and the pool unloads what was unused longest. The next request loads it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 import zlib
 from typing import TypeVar
@@ -23,9 +25,9 @@ import structlog
 from acclimate_service.domain.errors import (
     AliasNotFound,
     DomainNotServed,
-    InvalidName,
     NoIncumbent,
     NotReady,
+    Overloaded,
     ServiceError,
     VersionInUse,
 )
@@ -33,19 +35,21 @@ from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion, Prec
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.execution import Execution
-from acclimate_service.inference.pool import Handle, Pool
+from acclimate_service.inference.handle import Handle
+from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.rollouts import Asked, Trials
+from acclimate_service.rpc.targets import target_of
 from acclimate_service.store import Store
 
 T = TypeVar("T")
 
+EAGER_SECONDS = 5.0  # for which a server that starts loads before it answers
 RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
-NAMES = 1024  # that callers ask by, read once
 LOCKS = 64  # that the moves of all models share
 
 
@@ -76,7 +80,10 @@ class Served:
         # A fixed number: names come from callers, and must not fill the memory.
         self._locks = tuple(asyncio.Lock() for _ in range(LOCKS))
         self._marker = 0  # the number of the last move in the store that was looked at
+        self._started = False  # whether every alias was tried once
+        self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
+        self._failing: set[str] = set()  # what production points at and would not load
         self._unloaded: set[str] = set()  # models that are not to be answered here
         self.trials = Trials(store, lane=lane, load=self._load)
         self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
@@ -89,11 +96,9 @@ class Served:
     # ── asking ───────────────────────────────────────────────────────────────
 
     async def hold(self, name: str, *, domain: str = "") -> Handle[ModelVersion]:
-        """Hold the version that answers under a model's, an alias's or a version's name.
+        """Hold the version that answers under a name; what is not in memory is loaded.
 
-        A model's name stands for its alias "production", or, with the id of a *domain*,
-        for its alias of that id. An alias is answered from memory; a version that is
-        named itself, or is a tail, is loaded if it is not there.
+        See :func:`target_of` for what the name and the *domain* stand for.
 
         Raises:
             InvalidName: it is none of the three, or, with a domain, no model's.
@@ -101,9 +106,9 @@ class Served:
             AliasNotFound: nothing is served under this alias.
             NotReady: the model was unloaded from this server.
             VersionNotFound, VersionUnloadable: there is no such version to load.
-            Overloaded: every place in the pool is taken.
+            Overloaded: requests hold all the memory for versions.
         """
-        target = _target(name, domain)
+        target = target_of(name, domain)
         if target.model in self._unloaded:
             raise NotReady(
                 f"models/{target.model} was unloaded from this server; load it again, or move one "
@@ -123,7 +128,7 @@ class Served:
                 raise DomainNotServed(name, domain) from None
             if cold is None:
                 raise AliasNotFound(str(target)) from None
-            return await self._load(VersionName.parse(cold), prompt=True)
+            return await self._load_again(target, VersionName.parse(cold))
 
     async def answer(self, name: str, asked: Asked[T], *, domain: str = "") -> T:
         """The reply to a request, by whichever version answers it: see :class:`Trials`.
@@ -132,7 +137,7 @@ class Served:
             ServiceError: as :meth:`hold`, or what answering raises.
         """
         with await self.hold(name, domain=domain) as handle:
-            target = _target(name, domain)
+            target = target_of(name, domain)
             if isinstance(target, VersionName):
                 return asked.write(handle, await asked.ask(handle, False))
 
@@ -144,18 +149,18 @@ class Served:
             return await self.trials.answer(str(target), handle, told)
 
     def answers(self, name: str) -> bool:
-        """Whether what an alias or a version names answers here: a version that is loaded."""
-        if self._pool.pointed_at(name) is not None:
-            return True
+        """Whether what an alias or a version names answers here.
+
+        An alias's version does unless it failed to load; another, if it is loaded.
+        """
+        version = self._pool.pointed_at(name)
+        if version is not None:
+            return version not in self._failing
         try:
             self._pool.acquire(name).release()
         except NotReady:
             return False
         return True
-
-    def serves(self, alias: AliasName) -> bool:
-        """Whether a version answers under *alias*."""
-        return self._pool.pointed_at(str(alias)) is not None
 
     # ── moving ───────────────────────────────────────────────────────────────
 
@@ -221,6 +226,7 @@ class Served:
             VersionInUse: an alias, a job or another version needs it.
         """
         await self._lane.run(self._store.registry.delete_version, version)
+        self._failing.discard(str(version))
         # In use here, an alias has left it in the store and is about to leave it here;
         # the pool drops it then.
         with contextlib.suppress(VersionInUse):
@@ -273,15 +279,19 @@ class Served:
         """Make every move here that was made in the store since the last time.
 
         A version that does not load keeps the old one serving, is logged, and is tried
-        again after ``RETRY_SECONDS``.
+        again after ``RETRY_SECONDS``; so is what a request found would not load again.
 
         Raises:
             StoreUnavailable: the store is out of reach; what is served stays.
         """
+        if not self._started:
+            self._eager_until = time.monotonic() + EAGER_SECONDS
         moves = await self._lane.run(self._store.registry.aliases_changed_since, self._marker)
         due = sorted(alias for alias, at in self._behind.items() if at <= time.monotonic())
-        for alias in dict.fromkeys((*(move.alias for move in moves), *due)):
+        moved = dict.fromkeys((*(move.alias for move in moves), *due))
+        for alias in sorted(moved, key=lambda alias: alias.alias != PRODUCTION):
             await self._follow(alias)
+        self._started = True
         if moves:
             self._marker = moves[-1].number
         await self.trials.catch_up()
@@ -297,7 +307,7 @@ class Served:
                 await self._unpoint(alias)
                 return
             serving = self._pool.pointed_at(str(alias))
-            if serving == str(current.version):
+            if serving == str(current.version) and alias not in self._behind:
                 return
             try:
                 await self._serve(alias, current.version)
@@ -323,12 +333,16 @@ class Served:
     async def _serve(self, alias: AliasName, name: VersionName) -> None:
         """Have a version answer under *alias*: loaded first, unless nothing answers yet.
 
-        Of many domains on one trunk a server that starts loads none before it is asked for.
+        Of many domains on one trunk a server that starts loads none before it is asked for,
+        and of the others what it has room and time for.
         """
-        if self._pool.pointed_at(str(alias)) is None and alias.alias != PRODUCTION:
+        if self._pool.pointed_at(str(alias)) is None:
             version = await self._lane.run(self._store.registry.get_version, name)
-            if self._opening.share(version) is not None:
-                await self._point(alias, version)
+            footprint = self._opening.footprint(version)
+            tail = footprint.trunk and alias.alias != PRODUCTION
+            eager = time.monotonic() < self._eager_until and self._pool.fits(footprint)
+            if tail or not (self._started or eager):
+                await self._point(alias, version, cold=True)
                 return
         with await self._load(name) as handle:
             await self._point(alias, handle.details)
@@ -340,19 +354,35 @@ class Served:
         return await self._pool.ensure(
             str(name),
             lambda: self._opening.open(version),
-            share=self._opening.share(version),
+            footprint=self._opening.footprint(version),
             prompt=prompt,
         )
 
-    async def _point(self, alias: AliasName, version: ModelVersion) -> None:
-        # A tail other than production's may go when memory is short: it is back soon.
-        keep = alias.alias == PRODUCTION or self._opening.share(version) is None
-        self._pool.point(str(alias), str(version.name), keep=keep)
+    async def _load_again(self, alias: AliasName, name: VersionName) -> Handle[ModelVersion]:
+        """Load what *alias* points at, for a request; health tells if it cannot be."""
+        try:
+            handle = await self._load(name, prompt=True)
+        except Overloaded:
+            raise  # that passes by itself
+        except ServiceError:
+            if alias.alias == PRODUCTION:
+                self._failing.add(str(name))
+                self._behind.setdefault(alias, time.monotonic() + RETRY_SECONDS)
+                await self._tell_health(alias)
+            raise
+        if str(name) in self._failing:
+            self._failing.discard(str(name))
+            await self._tell_health(alias)
+        return handle
+
+    async def _point(self, alias: AliasName, version: ModelVersion, *, cold: bool = False) -> None:
+        self._pool.point(str(alias), str(version.name), cold=cold)
         self._behind.pop(alias, None)
+        self._failing.discard(str(version.name))
         self._unloaded.discard(alias.model)
         self._metrics.swaps.labels("served").inc()
         structlog.get_logger(__name__).info(
-            "alias served", alias=str(alias), version=str(version.name)
+            "alias served", alias=str(alias), version=str(version.name), loaded=not cold
         )
         await self._tell_health(alias)
 
@@ -363,17 +393,4 @@ class Served:
 
     async def _tell_health(self, alias: AliasName) -> None:
         if alias.alias == PRODUCTION:
-            await self._health.set_model(ModelName(alias.model), self.serves(alias))
-
-
-@functools.lru_cache(maxsize=NAMES)
-def _target(name: str, domain: str = "") -> AliasName | VersionName:
-    if domain:
-        return AliasName(ModelName.parse(name).model, domain)
-    if name.count("/") == 1:
-        return AliasName(ModelName.parse(name).model, PRODUCTION)
-    if "/aliases/" in name:
-        return AliasName.parse(name)
-    if "/versions/" in name:
-        return VersionName.parse(name)
-    raise InvalidName(name, "models/{model}, .../aliases/{alias} or .../versions/{version}")
+            await self._health.set_model(ModelName(alias.model), self.answers(str(alias)))

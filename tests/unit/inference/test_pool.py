@@ -18,16 +18,18 @@ import numpy as np
 import pytest
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
+from acclimate_service.inference import memory
 from acclimate_service.inference import pool as pool_module
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Answers, Classifier, Pixels
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Pool
-from acclimate_service.inference.residents import Loaded
+from acclimate_service.inference.residents import Footprint, Loaded
 
 Opened = Callable[..., Classifier]
 Loader = Callable[[], Loaded[int]]
 SECONDS = 60
+ONE = Footprint(own=1)
 MEBIBYTE = 2**20
 
 
@@ -253,7 +255,7 @@ def test_of_the_versions_no_alias_needs_only_the_spare_ones_stay(
     loader: Callable[[int], Loader],
 ) -> None:
     async def test() -> None:
-        async with pool_of(spare=2, capacity=10) as pool:
+        async with pool_of(spare=2) as pool:
             with await pool.ensure("v0", loader(0)):
                 pool.point("production", "v0")
             for seed in range(1, 6):
@@ -268,21 +270,103 @@ def test_of_the_versions_no_alias_needs_only_the_spare_ones_stay(
     run(test)
 
 
-def test_a_full_pool_refuses_another_version_and_unloads_none_in_use(
+def test_what_was_unused_longest_makes_room_and_is_loaded_again_when_it_is_needed(
     loader: Callable[[int], Loader],
 ) -> None:
     async def test() -> None:
-        async with pool_of(capacity=2, spare=5) as pool:
-            with await pool.ensure("a", loader(0)):
-                pool.point("production", "a")
-            with await pool.ensure("b", loader(1)):
-                with pytest.raises(Overloaded):
-                    await pool.ensure("c", loader(2))
-                assert loaded(pool) == ["a", "b"]
-            (await pool.ensure("c", loader(2))).release()
+        async with pool_of(budget=2) as pool:
+            for seed, alias in enumerate("abc"):
+                with await pool.ensure(alias, loader(seed), footprint=ONE):
+                    pool.point(f"of-{alias}", alias)
+            assert loaded(pool) == ["b", "c"]
+            assert pool.aliases() == {"of-a": "a", "of-b": "b", "of-c": "c"}
+            with pytest.raises(NotReady):
+                pool.acquire("of-a")
+            assert not pool.fits(ONE)
+            with await pool.ensure("a", loader(0), footprint=ONE, prompt=True) as handle:
+                assert handle.details == 0
             assert loaded(pool) == ["a", "c"]
+            pool.acquire("of-a").release()
 
     run(test)
+
+
+def test_a_load_waits_until_requests_let_go_of_the_room_that_it_needs(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=2) as pool:
+            held = [await pool.ensure(name, loader(0), footprint=ONE) for name in "ab"]
+            waiting = asyncio.create_task(pool.ensure("c", loader(2), footprint=ONE))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            held[0].release()
+            (await waiting).release()
+            assert loaded(pool) == ["b", "c"]
+            held[1].release()
+
+    run(test)
+
+
+def test_a_load_that_waits_for_room_in_vain_is_refused_and_unloads_nothing(
+    loader: Callable[[int], Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "ROOM_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with pool_of(budget=3) as pool:
+            held = [await pool.ensure(name, loader(0), footprint=ONE) for name in "ab"]
+            (await pool.ensure("idle", loader(1), footprint=ONE)).release()
+            with pytest.raises(Overloaded, match="ACCLIMATE_RESIDENT_MIB"):
+                await pool.ensure("c", loader(2), footprint=Footprint(own=2))
+            assert loaded(pool) == ["a", "b", "idle"]
+            for handle in held:
+                handle.release()
+
+    run(test)
+
+
+def test_a_load_that_nobody_waits_for_any_more_takes_no_room(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=1) as pool:
+            held = await pool.ensure("a", loader(0), footprint=ONE)
+            pool.point("production", "a")
+            waiting = asyncio.create_task(pool.ensure("b", loader(1), footprint=ONE))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.sleep(0.01)
+            held.release()
+            await asyncio.sleep(0.05)
+            assert [one.version for one in pool.resident()] == ["a"]
+
+    run(test)
+
+
+def test_many_versions_in_a_memory_for_two_answer_everybody(
+    loader: Callable[[int], Loader], images: Pixels
+) -> None:
+    most = 0
+
+    async def client(pool: Pool[int], number: int) -> None:
+        nonlocal most
+        choice = random.Random(number)
+        for _ in range(30):
+            seed = choice.randrange(7)
+            with await pool.ensure(f"v{seed}", loader(seed), footprint=ONE, prompt=True) as handle:
+                assert handle.details == seed
+                most = max(most, len(loaded(pool)))
+                await handle.run(images[:1])
+
+    async def test() -> None:
+        async with pool_of(budget=2) as pool:
+            for seed in range(7):
+                pool.point(f"alias-{seed}", f"v{seed}", cold=True)
+            await asyncio.gather(*(client(pool, number) for number in range(16)))
+
+    run(test)
+    assert most == 2
 
 
 def test_two_aliases_keep_their_version_until_both_have_moved(
@@ -487,7 +571,7 @@ def test_what_several_unloads_free_is_returned_to_the_system_once_and_soon(
             trims.append(1)
             returned.set()
 
-        monkeypatch.setattr(pool_module, "_trim_memory", trim)
+        monkeypatch.setattr(memory, "trim", trim)
         async with pool_of(spare=0) as pool:
             for seed in range(3):
                 (await pool.ensure(f"versions/{seed}", loader(seed))).release()

@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
+from acclimate_service.inference import pool as pool_module
 from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
-from acclimate_service.inference.pool import Handle, Pool
-from acclimate_service.inference.residents import Loaded
+from acclimate_service.inference.handle import Handle
+from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.residents import Footprint, Loaded
 
 T = TypeVar("T")
 
 CAPACITY, SPARE = 4, 1
+ONE = Footprint(own=1)
 VERSIONS = st.sampled_from([f"versions/{number}" for number in range(7)])
 ALIASES = st.sampled_from(["production", "canary", "shadow"])
 
@@ -51,7 +54,7 @@ class PoolRules(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.batcher = Batcher(threads=1)
-        self.pool = Pool[None](self.batcher, capacity=CAPACITY, spare=SPARE)
+        self.pool = Pool[None](self.batcher, budget=CAPACITY, spare=SPARE)
         self.aliases: dict[str, str] = {}
         self.held: list[Handle[None]] = []
 
@@ -70,24 +73,24 @@ class PoolRules(RuleBasedStateMachine):
     def loaded(self) -> set[str]:
         return {one.version for one in self.pool.resident()}
 
-    def needed(self) -> set[str]:
-        return {*self.aliases.values(), *(handle.version for handle in self.held)}
+    def in_use(self) -> set[str]:
+        return {handle.version for handle in self.held}
 
     @rule(version=VERSIONS)
     def ensure(self, version: str) -> None:
-        if version not in self.loaded() and len(self.needed()) >= CAPACITY:
+        if version not in self.loaded() and len(self.in_use()) >= CAPACITY:
             with pytest.raises(Overloaded):
-                self.wait(self.pool.ensure(version, nothing))
+                self.wait(self.pool.ensure(version, nothing, footprint=ONE))
         else:
-            self.held.append(self.wait(self.pool.ensure(version, nothing)))
+            self.held.append(self.wait(self.pool.ensure(version, nothing, footprint=ONE)))
 
     @rule(version=VERSIONS)
     def fail_to_load(self, version: str) -> None:
         if version in self.loaded():
-            self.held.append(self.wait(self.pool.ensure(version, broken)))
+            self.held.append(self.wait(self.pool.ensure(version, broken, footprint=ONE)))
         else:
             with pytest.raises((VersionUnloadable, Overloaded)):
-                self.wait(self.pool.ensure(version, broken))
+                self.wait(self.pool.ensure(version, broken, footprint=ONE))
 
     @rule(alias=ALIASES, version=VERSIONS)
     def point(self, alias: str, version: str) -> None:
@@ -97,6 +100,14 @@ class PoolRules(RuleBasedStateMachine):
         else:
             with pytest.raises(NotReady):
                 self.at_once(self.pool.point, alias, version)
+
+    @rule(alias=ALIASES, version=VERSIONS)
+    def point_cold(self, alias: str, version: str) -> None:
+        def cold() -> str | None:
+            return self.pool.point(alias, version, cold=True)
+
+        assert self.at_once(cold) == self.aliases.get(alias)
+        self.aliases[alias] = version
 
     @rule(alias=ALIASES)
     def unpoint(self, alias: str) -> None:
@@ -128,14 +139,14 @@ class PoolRules(RuleBasedStateMachine):
             assert version not in self.loaded()
 
     @invariant()
-    def what_is_needed_is_loaded(self) -> None:
-        assert self.needed() <= self.loaded()
+    def what_is_in_use_is_loaded(self) -> None:
+        assert self.in_use() <= self.loaded()
         assert self.pool.aliases() == self.aliases
 
     @invariant()
     def what_is_loaded_is_bounded(self) -> None:
         assert len(self.loaded()) <= CAPACITY
-        assert len(self.loaded() - self.needed()) <= SPARE
+        assert len(self.loaded() - self.in_use() - set(self.aliases.values())) <= SPARE
 
     @invariant()
     def references_are_the_handles_held(self) -> None:
@@ -151,3 +162,8 @@ class PoolRules(RuleBasedStateMachine):
 
 PoolRules.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestPoolRules: Callable[..., Any] = PoolRules.TestCase
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "ROOM_SECONDS", 0.01)

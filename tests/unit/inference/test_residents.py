@@ -2,94 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
 
-from acclimate_service.domain.errors import Overloaded
-from acclimate_service.inference.residents import Resident, Share, make_room
+from acclimate_service.inference.residents import Footprint, Resident, make_room, taken
+
+TRUNK = 50
 
 
-def resident(version: str, trunk: str = "", tail: int = 1, *, used: bool = False) -> Resident[Any]:
-    share = Share(trunk=trunk, tail_bytes=tail) if trunk else None
-    made = Resident[Any](version, None, None, share)  # type: ignore[arg-type]  # only looked at
+def footprint(own: int = 10, trunk: str = "") -> Footprint:
+    return Footprint(own=own, trunk=trunk, trunk_bytes=TRUNK if trunk else 0)
+
+
+def resident(version: str, own: int = 10, trunk: str = "", *, used: bool = False) -> Resident[Any]:
+    made = Resident[Any](version, None, None, footprint(own, trunk))  # type: ignore[arg-type]  # only looked at
     made.references = int(used)
     return made
 
 
 def gone(
     residents: Sequence[Resident[Any]],
-    version: str,
-    trunk: str = "",
-    tail: int = 1,
+    new: Footprint,
     *,
-    loading: Mapping[str, Share | None] | None = None,
+    budget: int,
+    loading: Sequence[Footprint] = (),
     kept: Collection[str] = (),
-    capacity: int = 3,
-    tail_bytes: int = 100,
-) -> list[str]:
-    share = Share(trunk=trunk, tail_bytes=tail) if trunk else None
+    pointed: Collection[str] = (),
+) -> list[str] | None:
     found = make_room(
-        version,
-        share,
-        residents=residents,
-        loading=loading or {},
-        kept=kept,
-        capacity=capacity,
-        tail_bytes=tail_bytes,
+        new, residents=residents, loading=loading, kept=kept, pointed=pointed, budget=budget
     )
-    return [one.version for one in found]
+    return None if found is None else [one.version for one in found]
 
 
-def test_any_number_of_tails_on_one_trunk_take_one_place() -> None:
-    many = [resident(f"v{number}", "t") for number in range(50)]
-    assert gone([*many, resident("w")], "v50", "t") == []
-    assert gone([*many, resident("w")], "x") == []
-    assert gone([*many, resident("w"), resident("x")], "y") == [one.version for one in many]
+def test_nothing_goes_while_there_is_room() -> None:
+    assert gone([resident("a"), resident("b")], footprint(), budget=30) == []
 
 
-def test_a_trunk_goes_only_when_every_tail_on_it_may() -> None:
-    busy = [resident("v1", "t"), resident("v2", "t", used=True)]
-    others = [resident("w"), resident("x")]
-    assert gone([*busy, *others], "y") == ["w"]
-    assert gone([*busy, *others], "y", kept={"w"}) == ["x"]
-    with pytest.raises(Overloaded):
-        gone([*busy, *others], "y", kept={"w", "x"})
+def test_what_was_unused_longest_goes_first_and_no_more_than_must() -> None:
+    three = [resident("a"), resident("b"), resident("c")]
+    assert gone(three, footprint(), budget=39) == ["a"]
+    assert gone(three, footprint(), budget=29) == ["a", "b"]
 
 
-def test_what_was_used_last_on_a_trunk_counts_for_the_whole_of_it() -> None:
-    assert gone([resident("v1", "t"), resident("w"), resident("v2", "t")], "x", capacity=2) == ["w"]
+def test_what_an_alias_points_at_goes_after_what_none_does() -> None:
+    three = [resident("a"), resident("b"), resident("c")]
+    assert gone(three, footprint(), budget=39, pointed={"a", "b"}) == ["c"]
+    assert gone(three, footprint(), budget=29, pointed={"a", "b"}) == ["c", "a"]
+    assert gone(three, footprint(), budget=39, pointed={"a", "b", "c"}) == ["a"]
 
 
-def test_the_tails_that_were_unused_longest_go_until_the_new_one_fits() -> None:
-    tails = [resident(f"v{number}", "t", 30) for number in range(3)]
-    assert gone(tails, "new", "t", 10) == []
-    assert gone(tails, "new", "t", 11) == ["v0"]
-    assert gone(tails, "new", "t", 41) == ["v0", "v1"]
-    assert gone([resident("v0", "t", 30, used=True), *tails[1:]], "new", "t", 11) == ["v1"]
+def test_what_requests_hold_or_wait_for_stays() -> None:
+    held = [resident("a", used=True), resident("b"), resident("c")]
+    assert gone(held, footprint(), budget=39) == ["b"]
+    assert gone(held, footprint(), budget=39, kept={"b"}) == ["c"]
+    assert gone(held, footprint(), budget=39, kept={"b", "c"}) is None
+    leaving = resident("d")
+    leaving.leaving = True
+    assert gone([leaving], footprint(), budget=15) is None
 
 
-def test_tails_that_stay_do_not_count() -> None:
-    assert (
-        gone([resident("v0", "t", 90), resident("v1", "t", 90)], "v2", "t", 90, kept={"v0", "v1"})
-        == []
-    )
+def test_what_is_being_loaded_counts_and_cannot_go() -> None:
+    assert gone([resident("a")], footprint(), budget=29, loading=[footprint()]) == ["a"]
+    assert gone([], footprint(), budget=15, loading=[footprint()]) is None
 
 
-def test_tails_that_are_being_loaded_count() -> None:
-    loading = {"v1": Share(trunk="t", tail_bytes=80)}
-    assert gone([resident("v0", "t", 10)], "v2", "t", 20, loading=loading) == ["v0"]
-    with pytest.raises(Overloaded):
-        gone([], "v2", "t", 30, loading=loading)
+def test_a_version_larger_than_the_budget_may_be_alone_in_it() -> None:
+    assert gone([], footprint(500), budget=100) == []
+    assert gone([resident("a"), resident("b")], footprint(500), budget=100) == ["a", "b"]
+    assert gone([resident("a", used=True)], footprint(500), budget=100) is None
 
 
-def test_a_tail_larger_than_all_the_room_may_be_alone_in_it() -> None:
-    assert gone([resident("v0", "t", 10)], "v1", "t", 500) == ["v0"]
-    with pytest.raises(Overloaded):
-        gone([resident("v0", "t", 10, used=True)], "v1", "t", 500)
+def test_a_trunk_counts_once_for_all_the_tails_on_it() -> None:
+    tails = [resident(f"v{number}", 1, "t") for number in range(10)]
+    assert taken(one.footprint for one in tails) == TRUNK + 10
+    assert gone(tails, footprint(1, "t"), budget=TRUNK + 11) == []
+    assert gone(tails, footprint(1, "t"), budget=TRUNK + 10) == ["v0"]
+    assert gone(tails, footprint(1, "other"), budget=2 * TRUNK + 11) == []
 
 
-def test_a_place_that_is_being_loaded_into_does_not_go() -> None:
-    loading = {"v1": Share(trunk="t", tail_bytes=1)}
-    assert gone([resident("v0", "t"), resident("w")], "x", loading=loading, capacity=2) == ["w"]
+def test_a_trunk_is_free_when_the_last_tail_on_it_goes() -> None:
+    tails = [resident("v0", 1, "t"), resident("v1", 1, "t"), resident("w", 10)]
+    assert gone(tails, footprint(20), budget=TRUNK + 30) == ["v0", "v1"]
+
+
+@pytest.mark.parametrize("number", [1000])
+def test_room_is_found_among_a_thousand_cameras(number: int) -> None:
+    many = [resident(f"v{index}") for index in range(number)]
+    pointed = {one.version for one in many}
+    assert gone(many, footprint(), budget=10 * number, pointed=pointed) == ["v0"]
