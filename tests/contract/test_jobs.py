@@ -302,7 +302,9 @@ def test_a_story_has_no_gaps_and_is_told_from_any_point(store: Store) -> None:
     store.jobs.finish(lease, state=JobState.REJECTED, summary={})
     story = store.jobs.events(job.name)
     assert [item.sequence for item in story] == [1, 2, 3, 4, 5]
-    assert [item.kind.value for item in story] == ["STATE", "STATE", "PHASE", "EPOCH", "STATE"]
+    assert [item.kind and item.kind.value for item in story] == [
+        "STATE", "STATE", "PHASE", "EPOCH", "STATE",
+    ]  # fmt: skip
     assert story[3] == event
     assert event.facts == {"loss": 0.5, "labels": ["mug"]}
     assert store.jobs.events(job.name, after=3) == story[3:]

@@ -17,12 +17,21 @@ from tests.contract.builders import (
     make_version,
 )
 
+from acclimate.v1 import adaptation_pb2 as pb
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.errors import StoreUnavailable, VersionUnloadable
 from acclimate_service.domain.job import EventKind, JobSpec, JobState
 from acclimate_service.domain.model import Manifest
 from acclimate_service.domain.names import JobName, VersionName
+from acclimate_service.domain.rollout import (
+    Counts,
+    RolloutDraft,
+    RolloutLimits,
+    RolloutMode,
+    RolloutState,
+)
 from acclimate_service.domain.stored import known
+from acclimate_service.rpc import convert_jobs
 from acclimate_service.store import Store, schema
 
 NEWER = b"a file of a kind that only a newer Acclimate makes"
@@ -76,6 +85,12 @@ def test_a_manifest_of_a_newer_format_is_refused_by_name_and_its_files_stay(stor
     with pytest.raises(VersionUnloadable, match=rf"{second} is of format 2.*upgrade"):
         store.registry.get_version(second)
     assert store.registry.get_version(first).name == first
+    page = store.registry.list_versions(MODEL)
+    assert [one.name for one in page.items] == [first]
+    assert page.unreadable == (str(second),)
+    newest = store.registry.list_versions(MODEL, 1)
+    assert (newest.items, newest.unreadable, bool(newest.next_token)) == ((), (str(second),), True)
+    assert store.registry.list_versions(MODEL, 1, newest.next_token).items[0].name == first
     assert reconciled_late(store) == ()
     assert store.blobs.get(DIGEST) == NEWER
 
@@ -116,6 +131,48 @@ def test_a_phase_that_is_not_known_is_none(store: Store) -> None:
             connection.execute(sa.update(table).values(phase="DREAMING"))
     assert store.jobs.get(job.name).phase is None
     assert [event.phase for event in store.jobs.events(job.name)] == [None]
+
+
+def test_an_event_of_a_kind_that_is_not_known_is_told_without_one(store: Store) -> None:
+    furnish(store)
+    job = store.jobs.enqueue(draft(make_version(store)), request_id="j")
+    with store.database.engine.begin() as connection:
+        connection.execute(sa.update(schema.events).values(kind="DREAM"))
+    (event,) = store.jobs.events(job.name)
+    assert event.kind is None
+    assert convert_jobs.event(event, JobState.QUEUED).kind == pb.JobEvent.KIND_UNSPECIFIED
+    assert convert_jobs.event(event, JobState.QUEUED).message == event.message
+
+
+def test_a_rollout_with_limits_that_are_not_known_is_shown_and_left_to_newer_servers(
+    store: Store,
+) -> None:
+    furnish(store)
+    make_version(store, promote=PRODUCTION)
+    limits = RolloutLimits(minimum=1)
+    asked = RolloutDraft(
+        alias=PRODUCTION,
+        candidate=make_version(store),
+        mode=RolloutMode.CANARY,
+        share=0.5,
+        limits=limits,
+        promote=True,
+    )
+    begun = store.rollouts.start(asked, who="ada", why="")
+    assert store.rollouts.running() == [begun]
+    table = schema.rollouts
+    rewrite(store, table, "limits", table.c.id == begun.name.rollout, joules=3)
+    assert store.rollouts.running() == []
+    assert store.rollouts.get(begun.name) == begun
+    assert store.rollouts.list(MODEL).items == (begun,)
+    # What a server had seen before is kept, and ends nothing: it knows too little.
+    good = Counts(
+        requests=9, images=9, confidence=9, seconds=1, incumbent_requests=9, incumbent_images=9,
+        incumbent_confidence=9, incumbent_seconds=1,
+    )  # fmt: skip
+    counted = store.rollouts.count(begun.name, good)
+    assert (counted.state, counted.counts) == (RolloutState.RUNNING, good)
+    assert store.rollouts.stop(begun.name, who="ada", why="").state is RolloutState.STOPPED
 
 
 def test_no_job_is_judged_by_less_than_the_guard_that_a_newer_server_set(store: Store) -> None:

@@ -349,12 +349,6 @@ def test_a_restarted_server_serves_what_the_aliases_point_at(tmp_path: Path) -> 
     store.close()
 
 
-def test_a_version_is_loaded_when_it_is_named(service: Service) -> None:
-    name = model(service.store, "asked-by-version")
-    unpinned = version(service.store, name, classifier(4))
-    assert service.inference.Predict(ask(unpinned, RED), timeout=10).version == str(unpinned)
-
-
 # ── registering and taking along ─────────────────────────────────────────────
 
 

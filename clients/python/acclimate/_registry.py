@@ -108,10 +108,16 @@ class RegistryCalls:
         )
 
     def versions(self, model: str) -> list[ModelVersion]:
-        """All versions of a model."""
+        """All versions of a model that the server can read."""
         request = registry_pb2.ListModelVersionsRequest(parent=_names.model_name(model))
         pages = self._connection.pages(self._registry.ListModelVersions, request)
         return [_wire.version(message) for page in pages for message in page.versions]
+
+    def unreadable_versions(self, model: str) -> list[str]:
+        """The names of a model's versions whose format is newer than the server."""
+        request = registry_pb2.ListModelVersionsRequest(parent=_names.model_name(model))
+        pages = self._connection.pages(self._registry.ListModelVersions, request)
+        return [name for page in pages for name in page.unreadable]
 
     def delete_version(self, name: str, *, reason: str = "") -> None:
         """Delete a version.

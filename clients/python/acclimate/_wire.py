@@ -255,7 +255,9 @@ def job(message: adaptation_pb2.AdaptationJob) -> resources.JobSnapshot:
 
 def event(message: adaptation_pb2.JobEvent) -> resources.JobEvent:
     """An event."""
-    kind = adaptation_pb2.JobEvent.Kind.Name(message.kind).removeprefix("KIND_")
+    kinds = adaptation_pb2.JobEvent.Kind
+    known = message.kind if message.kind in kinds.values() else kinds.KIND_UNSPECIFIED
+    kind = kinds.Name(known).removeprefix("KIND_")
     return resources.JobEvent(
         sequence=message.sequence,
         at=_time(message.time),

@@ -71,6 +71,7 @@ class EventKind(enum.Enum):
     DECISION = "DECISION"
     WARNING = "WARNING"
     VERDICT = "VERDICT"
+    UNSPECIFIED = "UNSPECIFIED"  # another, of a newer service
 
 
 class Origin(enum.Enum):

@@ -126,6 +126,11 @@ class EventKind(enum.Enum):
     WARNING = "WARNING"  # a named failure and the response to it
     VERDICT = "VERDICT"
 
+    @classmethod
+    def known(cls, text: str) -> EventKind | None:
+        """The kind of this name; None for one that a newer worker tells of."""
+        return cls(text) if text in cls._value2member_map_ else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
@@ -134,7 +139,7 @@ class JobEvent:
     job: JobName
     sequence: int
     at: dt.datetime
-    kind: EventKind
+    kind: EventKind | None  # None: only a newer Acclimate knows it
     phase: Phase | None
     message: str
     facts: dict[str, pydantic.JsonValue]

@@ -52,6 +52,7 @@ _PHASES_OUT: Final = {
     Phase.JUDGING: pb.AdaptationJob.PHASE_JUDGING,
 }
 _EVENTS_OUT: Final = {
+    None: pb.JobEvent.KIND_UNSPECIFIED,
     EventKind.STATE: pb.JobEvent.KIND_STATE,
     EventKind.PHASE: pb.JobEvent.KIND_PHASE,
     EventKind.EPOCH: pb.JobEvent.KIND_EPOCH,

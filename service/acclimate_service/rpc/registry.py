@@ -108,6 +108,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         return pb.ListModelVersionsResponse(
             versions=[convert.version(item) for item in page.items],
             next_page_token=page.next_token,
+            unreadable=page.unreadable,
         )
 
     async def DeleteModelVersion(

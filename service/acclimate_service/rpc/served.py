@@ -250,7 +250,7 @@ class Served:
             for alias in aliases:
                 await self._serve(alias.name, alias.version)
             if not aliases:
-                page = await self._lane.run(self._store.registry.list_versions, model, 1)
+                page = await self._lane.run(self._store.registry.list_versions, model)
                 if not page.items:
                     raise NoIncumbent(f"{model} has no version that could be loaded")
                 (await self._load(page.items[0].name)).release()

@@ -97,7 +97,7 @@ def _event_of(row: Any) -> JobEvent:
         job=JobName(row.job),
         sequence=row.sequence,
         at=row.at,
-        kind=EventKind(row.kind),
+        kind=EventKind.known(row.kind),
         phase=Phase.known(row.phase),
         message=row.message,
         facts=row.facts,

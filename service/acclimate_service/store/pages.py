@@ -17,10 +17,14 @@ MAX_PAGE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[T]):
-    """Some items, and the token of the page after them (empty on the last)."""
+    """Some items, and the token of the page after them (empty on the last).
+
+    ``unreadable`` names what stands among them and only a newer Acclimate can read.
+    """
 
     items: tuple[T, ...]
     next_token: str
+    unreadable: tuple[str, ...] = ()
 
 
 def page_limit(page_size: int) -> int:

@@ -19,6 +19,7 @@ from acclimate_service.domain.rollout import (
     RolloutState,
     weigh,
 )
+from acclimate_service.domain.stored import known
 from acclimate_service.store import aliases, audit, schema, versions
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.ids import new_id
@@ -55,7 +56,11 @@ class Rollouts:
         return self._database.read(_page, model, page_size, page_token)
 
     def running(self) -> builtins.list[Rollout]:
-        """All that run, of all models: what a server has to do."""
+        """All that run, of all models: what a server has to do.
+
+        Not those with limits that only a newer Acclimate knows: who cannot weigh them all
+        must not try the candidate.
+        """
         return self._database.read(_running)
 
     def count(self, name: RolloutName, more: Counts) -> Rollout:
@@ -124,7 +129,8 @@ def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
 
 def _count(tx: Transaction, name: RolloutName, more: Counts) -> Rollout:
     tx.serialize("rollouts")
-    found = _rollout_of(_find(tx, name))
+    row = _find(tx, name)
+    found = _rollout_of(row)
     counts = found.counts + more
     table = schema.rollouts
     values = {"counts": dataclasses.asdict(counts)}
@@ -134,6 +140,8 @@ def _count(tx: Transaction, name: RolloutName, more: Counts) -> Rollout:
     pointed = aliases.find(tx, found.draft.alias)
     if pointed is None or pointed.version != found.incumbent.version:
         return _end(tx, name, RolloutState.STOPPED, "the alias moved meanwhile")
+    if _unknown_limits(row):
+        return _rollout_of(_find(tx, name))  # for a newer server to weigh
     state, reason = weigh(found.draft, counts)
     if state is RolloutState.RUNNING:
         return _rollout_of(_find(tx, name))
@@ -189,7 +197,12 @@ def _page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page
 def _running(tx: Transaction) -> list[Rollout]:
     table = schema.rollouts
     query = sa.select(table).where(table.c.state == RolloutState.RUNNING.value)
-    return [_rollout_of(row) for row in tx.rows(query.order_by(table.c.number))]
+    rows = tx.rows(query.order_by(table.c.number))
+    return [_rollout_of(row) for row in rows if not _unknown_limits(row)]
+
+
+def _unknown_limits(row: Any) -> tuple[str, ...]:
+    return known(RolloutLimits, row.limits).unknown
 
 
 def _rollout_of(row: Any) -> Rollout:
@@ -201,7 +214,7 @@ def _rollout_of(row: Any) -> Rollout:
             candidate=VersionName(row.model, row.candidate),
             mode=RolloutMode(row.mode),
             share=row.share,
-            limits=RolloutLimits.model_validate(row.limits),
+            limits=known(RolloutLimits, row.limits).value,
             promote=row.promote,
         ),
         incumbent=VersionName(row.model, row.incumbent),

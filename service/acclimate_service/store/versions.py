@@ -125,15 +125,22 @@ def of_job(tx: Transaction, job: JobName) -> ModelVersion | None:
 
 
 def page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page[ModelVersion]:
-    """The model's versions, newest first."""
+    """The model's versions, newest first; named alone, where only a newer Acclimate reads them."""
     table, limit, before = schema.versions, page_limit(page_size), page_number(token)
     query = sa.select(table).where(table.c.model == model.model)
     if before is not None:
         query = query.where(table.c.number < before)
     rows = tx.rows(query.order_by(table.c.number.desc()).limit(limit + 1))
+    items, unreadable = [], []
+    for row in rows[:limit]:
+        try:
+            items.append(version_of(row))
+        except VersionUnloadable:
+            unreadable.append(str(VersionName(row.model, row.id)))
     return Page(
-        items=tuple(version_of(row) for row in rows[:limit]),
+        items=tuple(items),
         next_token=str(rows[limit - 1].number) if len(rows) > limit else "",
+        unreadable=tuple(unreadable),
     )
 
 

@@ -86,6 +86,8 @@ class Service(
 ):
     """The three services, over dictionaries."""
 
+    unreadable: tuple[str, ...] = ()  # versions of a newer format
+
     def __init__(self) -> None:
         self.faults = Faults()
         self.batches: dict[str, Batch] = {}
@@ -325,7 +327,9 @@ class Service(
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
     ) -> registry_pb2.ListModelVersionsResponse:
         self._enter("ListModelVersions", request, context)
-        return registry_pb2.ListModelVersionsResponse(versions=[self.version()])
+        return registry_pb2.ListModelVersionsResponse(
+            versions=[self.version()], unreadable=self.unreadable
+        )
 
     def version(self) -> registry_pb2.ModelVersion:
         """The one version."""

@@ -410,6 +410,18 @@ def test_a_forced_version_is_listed_with_who_and_why(
     assert "2 was forced by ann: [the lost class] is discontinued" in told
 
 
+def test_versions_that_the_server_is_too_old_for_are_named(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "unreadable", ("models/digits/versions/3",))
+    told = run("versions", "digits")
+    assert told.exit_code == 0
+    assert "3 is of a format that is newer than the server" in told.stdout
+    listed = json.loads(run("versions", "digits", "--json").stdout)
+    assert listed["unreadable"] == ["models/digits/versions/3"]
+    assert len(listed["versions"]) == 1
+
+
 def test_a_models_policy_is_set_with_a_reason_and_shown(run: Any) -> None:
     words = ("guard", "set", "digits", "--preset", "strict", "--set", "source_margin=0.04")
     assert run(*words).exit_code == 2  # no reason

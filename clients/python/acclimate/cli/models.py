@@ -138,9 +138,10 @@ def versions(
     """
     with connect(server) as client:
         found = client.versions(model)
+        unreadable = client.unreadable_versions(model)
         pointers = client.aliases(model)
     if as_json:
-        print_json({"versions": found, "aliases": pointers})
+        print_json({"versions": found, "aliases": pointers, "unreadable": unreadable})
         return
     print_table(
         ("VERSION", "FROM", "ORIGIN", "JOB", "MB", "SHA256", "VARIANTS", "ALIASES", "AGE"),
@@ -169,6 +170,9 @@ def versions(
         if version.forced_by:
             told = f"{short(version.name)} was forced by {version.forced_by}: "
             console.print(told + version.forced_reason, markup=False, highlight=False)
+    for name in unreadable:
+        told = f"{short(name)} is of a format that is newer than the server: upgrade it"
+        console.print(told, markup=False, highlight=False)
 
 
 def aliases(model: ModelArgument, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:

@@ -1038,6 +1038,7 @@ class JobEvent(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[JobEvent._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: JobEvent._Kind.ValueType  # 0
+        """Of a kind that this server does not know: a newer one's."""
         KIND_STATE: JobEvent._Kind.ValueType  # 1
         KIND_PHASE: JobEvent._Kind.ValueType  # 2
         KIND_EPOCH: JobEvent._Kind.ValueType  # 3
@@ -1049,6 +1050,7 @@ class JobEvent(_message.Message):
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: JobEvent.Kind.ValueType  # 0
+    """Of a kind that this server does not know: a newer one's."""
     KIND_STATE: JobEvent.Kind.ValueType  # 1
     KIND_PHASE: JobEvent.Kind.ValueType  # 2
     KIND_EPOCH: JobEvent.Kind.ValueType  # 3
