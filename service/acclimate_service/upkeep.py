@@ -73,7 +73,7 @@ def restore(
     """
     settings = _settings(home, database_url, blobs)
     backup.read(file)  # before anything is made
-    with _store(settings) as store:
+    with _store(settings, make=True) as store:
         _print(store.restore(file).model_dump(mode="json"))
 
 
@@ -164,8 +164,9 @@ def erase(
 
 
 @contextlib.contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    store = open_store(settings.store_url(), settings.blob_root())
+def _store(settings: Settings, *, make: bool = False) -> Iterator[Store]:
+    # A mistyped home must not become an empty store, whose backups look like good ones.
+    store = open_store(settings.store_url(), settings.blob_root(), make=make)
     try:
         yield store
     finally:

@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -28,8 +29,8 @@ from acclimate_service.domain.errors import (
     InvalidSpec,
     StoreUnavailable,
 )
-from acclimate_service.domain.examples import Role
-from acclimate_service.domain.job import EventKind
+from acclimate_service.domain.examples import Role, Split
+from acclimate_service.domain.job import EventKind, JobState
 from acclimate_service.store import Store, backup, migrations, open_store, schema
 
 
@@ -81,6 +82,18 @@ def test_what_is_restored_is_what_was_saved(filled: Store, empty: Store, tmp_pat
     assert by_key(rows(empty)) == by_key(rows(filled))
     assert set(empty.blobs.digests()) == set(filled.blobs.digests())
     assert empty.reconcile().missing == ()
+
+
+def test_only_files_can_be_missing_from_a_backup(filled: Store, tmp_path: Path) -> None:
+    file = filled.domains.examples(TARGET, splits=tuple(Split))[0].blob
+    filled.jobs.enqueue(draft(), request_id="refused")
+    _, lease = claimed(filled, "worker-2")
+    # A refused candidate's manifest has the digest of all images of a domain, which is no file.
+    told: Any = {"manifest": {"domains": {str(TARGET): filled.domains.data_digest(TARGET)}}}
+    filled.jobs.finish(lease, state=JobState.REJECTED, summary=told)
+    assert filled.save(tmp_path / "whole.tar").missing == ()
+    filled.blobs.delete(file)
+    assert filled.save(tmp_path / "not-whole.tar").missing == (file,)
 
 
 def test_a_restored_store_goes_on_numbering_where_the_saved_one_was(

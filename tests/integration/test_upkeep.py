@@ -128,6 +128,16 @@ def test_a_restore_over_a_store_in_use_is_refused_in_one_line(home: Path, tmp_pa
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [("backup", "b.tar"), ("tidy",)], ids=" ".join)
+def test_a_mistyped_home_is_refused_and_not_made(tmp_path: Path, words: tuple[str, ...]) -> None:
+    words = tuple(str(tmp_path / word) if word.endswith(".tar") else word for word in words)
+    done = run(*words, home=tmp_path / "hoem")
+    assert done.returncode == 1
+    assert done.stderr.startswith("acclimate: NOT_FOUND: there is no store ")
+    assert "--home" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_backup_leaves_no_store_behind(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"no backup")
     done = run("restore", str(tmp_path / "b.tar"), home=tmp_path / "new")

@@ -206,8 +206,8 @@ class AlreadyExists(ServiceError):
 
     reason = "ALREADY_EXISTS"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} exists already; choose another id", name=name)
+    def __init__(self, name: str, *, then: str = "choose another id") -> None:
+        super().__init__(f"{name!r} exists already; {then}", name=name)
 
 
 # ── not now ──────────────────────────────────────────────────────────────────

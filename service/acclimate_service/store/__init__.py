@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import InvalidSpec, StoreUnavailable
+from acclimate_service.domain.errors import InvalidSpec, NotFound, StoreUnavailable
 from acclimate_service.domain.retention import Removed, RetentionPolicy
 from acclimate_service.store import backup, erasure, migrations, retention
 from acclimate_service.store.aliases import AliasMove
@@ -144,20 +144,28 @@ class Store:
         self.blobs.close()
 
 
-def open_store(url: str, blob_root: Path | Bucket, *, clock: Clock | None = None) -> Store:
+def open_store(
+    url: str, blob_root: Path | Bucket, *, clock: Clock | None = None, make: bool = True
+) -> Store:
     """Open a store, making or migrating its schema if need be.
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
         blob_root: Where the blobs are: a folder, made if it is not there, or a bucket.
         clock: Replaces the database's clock (PostgreSQL) or the machine's (SQLite).
+        make: Whether a SQLite file that is not there is made, as a new and empty store.
 
     Raises:
+        NotFound: there is none, and none is to be made.
         InvalidSpec: the URL is of another kind, or the bucket refuses.
         StoreUnavailable: the database or the blobs are out of reach, or the schema is
             newer than this version knows.
     """
     engine = open_engine(url)
+    file = engine.url.database if engine.dialect.name == "sqlite" else None
+    if not make and file is not None and not Path(file).exists():
+        engine.dispose()
+        raise NotFound(file, kind="store ", see="--home and --database-url")
     blobs = open_blobs(blob_root, fence_of(engine))
     database = Database(engine, clock)
     try:

@@ -31,7 +31,7 @@ from acclimate_service.domain.errors import AlreadyExists, InvalidSpec
 from acclimate_service.store import migrations, schema
 from acclimate_service.store.blobs import CHUNK, Blobs, translated_os_errors
 from acclimate_service.store.engine import Database, Transaction
-from acclimate_service.store.reconcile import spoken_of
+from acclimate_service.store.reconcile import named_by_results, spoken_of
 
 SEAL = "backup.json"
 VERSION_TABLE = "alembic_version"
@@ -68,12 +68,13 @@ def write(database: Database, blobs: Blobs, target: BinaryIO) -> Backup:
         StoreUnavailable: the database or the folder is out of reach.
     """
     with blobs.held(), tarfile.open(fileobj=target, mode="w|") as tar:
-        revision, tables, named = database.snapshot(_write_rows, tar)
+        revision, tables, named, needed = database.snapshot(_write_rows, tar)
         count = size = 0
         missing = []
         for digest in sorted(named):
             if not blobs.exists(digest):
-                missing.append(digest)
+                if digest in needed:
+                    missing.append(digest)
                 continue
             with blobs.open(digest) as file:
                 size += _add(tar, f"blobs/{digest}", file)
@@ -127,8 +128,12 @@ def restore(source: Path, database: Database, blobs: Blobs) -> Backup:
 
 def _write_rows(
     tx: Transaction, tar: tarfile.TarFile
-) -> tuple[str, dict[str, Rows], frozenset[str]]:
-    """Write every table; the schema's revision, what each holds, and the blobs they name."""
+) -> tuple[str, dict[str, Rows], frozenset[str], frozenset[str]]:
+    """Write every table; the schema's revision, what each holds, and digests.
+
+    First every digest that a row speaks of, then those among them that name a file for
+    certain: others may be of something else, such as all images of a domain.
+    """
     revision = migrations.current(tx.connection)
     assert revision is not None
     written = {}
@@ -143,7 +148,8 @@ def _write_rows(
             _add(tar, f"rows/{table.name}.jsonl", spool)
         written[table.name] = Rows(count=count, sha256=digest.hexdigest())
     examples = tx.rows(sa.select(schema.examples.c.blob).distinct())
-    return revision, written, spoken_of(tx) | {row.blob for row in examples}
+    needed = named_by_results(tx).union(row.blob for row in examples)
+    return revision, written, spoken_of(tx) | needed, needed
 
 
 def _add(tar: tarfile.TarFile, name: str, file: IO[bytes]) -> int:
@@ -194,7 +200,10 @@ def _refuse_rows(tx: Transaction) -> None:
     """Raise AlreadyExists unless every table is empty."""
     for table in _tables(tx.connection):
         if tx.scalar(sa.select(sa.func.count()).select_from(table)):
-            raise AlreadyExists(f"the store's table {table.name}")
+            raise AlreadyExists(
+                f"the store's table {table.name}",
+                then="a backup fills an empty store: name another --home or --database-url",
+            )
 
 
 def _restore_blob(tar: tarfile.TarFile, member: tarfile.TarInfo, blobs: Blobs) -> bool:
@@ -266,11 +275,14 @@ def save(database: Database, blobs: Blobs, path: Path) -> Backup:
 
     Raises:
         AlreadyExists: there is a file of this name.
+        InvalidSpec: there is no folder to write it into.
         BlobCorrupt: a blob is not what it is named by.
         StoreUnavailable: the store or the disk refuses.
     """
     if path.exists():
-        raise AlreadyExists(str(path))
+        raise AlreadyExists(str(path), then="a backup never replaces a file: name another one")
+    if not path.absolute().parent.is_dir():
+        raise InvalidSpec(f"{path.absolute().parent} is no folder to write {path.name} into")
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         # For this account alone, as what is in it.

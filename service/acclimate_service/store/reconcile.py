@@ -100,12 +100,13 @@ def _named_by_examples(tx: Transaction, digests: Collection[str]) -> frozenset[s
 def _missing(database: Database, blobs: Blobs) -> Iterator[str]:
     """Every digest that a row names as a file, and no file has; in bounded memory."""
     named = itertools.chain(
-        _groups(iter(database.read(_named_by_results))), _examples_in_groups(database)
+        _groups(iter(sorted(database.read(named_by_results)))), _examples_in_groups(database)
     )
     return itertools.chain.from_iterable(map(blobs.absent, named))
 
 
-def _named_by_results(tx: Transaction) -> list[str]:
+def named_by_results(tx: Transaction) -> frozenset[str]:
+    """Every digest by which a report or a version's manifest names a file of its own."""
     versions, jobs = schema.versions, schema.jobs
     columns = (jobs.c.report_html, jobs.c.report_json)
     reports = sa.union(*(sa.select(column).where(column != "") for column in columns))
@@ -113,7 +114,7 @@ def _named_by_results(tx: Transaction) -> list[str]:
     for row in tx.rows(sa.select(versions.c.manifest)):
         # As text, so that a manifest of a newer format says what it needs as well.
         named.update(_DIGEST.findall(json.dumps(row.manifest["artifacts"])))
-    return sorted(named)
+    return frozenset(named)
 
 
 def _examples_in_groups(database: Database) -> Iterator[list[str]]:

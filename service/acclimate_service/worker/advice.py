@@ -6,12 +6,12 @@ Pure functions of the document, so the page and its reader can be argued with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from acclimate_service.domain.examples import SELECT_SHARE
 from acclimate_service.domain.verdict import Decision
-from acclimate_service.worker.told import CheckTold, Told, VerdictTold, short
+from acclimate_service.worker.told import CheckTold, Spec, Told, VerdictTold, short
 
 OUT_OF_REACH = 20  # times as many images as there are: another way is shorter
 WORN = 3  # looks after which new holdout images pay more than another try
@@ -219,13 +219,23 @@ def _images(told: Told, check: CheckTold) -> int:
 def _again(told: Told) -> Step:
     learned = short(told.job.source if told.job.kind == "BOOTSTRAP" else told.job.target)
     spec = told.job.spec
-    flags = f" --promote-to {spec.promote_to}" if spec.promote_to else ""
     if _forgot(told):
-        flags += f" --replay-per-class {max(20, 2 * spec.replay_per_class)}"
+        more = max(20, 2 * spec.replay_per_class)
+        spec = spec.model_copy(update={"replay_per_class": more})
     return Step(
         text="Then ask again. What was uploaded stays; only the new images are sent.",
-        command=f"acclimate adapt {short(told.job.model)} {learned}{flags}",
+        command=" ".join(("acclimate adapt", short(told.job.model), learned, *_options(spec))),
     )
+
+
+def _options(spec: Spec) -> Iterator[str]:
+    """The options of `acclimate adapt` that ask for *spec*; what is a default is not written."""
+    for name, field in type(spec).model_fields.items():
+        value, option = getattr(spec, name), f"--{name.replace('_', '-')}"
+        if name == "variants":
+            yield from (f"--variant {variant}" for variant in value)
+        elif value != field.default:
+            yield option if value is True else f"{option} {value}"
 
 
 # ── words ────────────────────────────────────────────────────────────────────

@@ -17,9 +17,20 @@ from acclimate_service.worker.told_images import CopiesTold, ScreeningTold, Susp
 
 
 class Spec(Part):
-    """What of the settings advice depends on; the page lists all of them as they stand."""
+    """What was asked for, as advice repeats it; the page lists every setting as it stands.
 
+    Defaults are those of ``JobSpec``, which nobody has to write.
+    """
+
+    strategy: Name = "auto"
+    epochs: int = 15
+    budget_seconds: float | None = None
+    batch_size: int = 32
+    seed: int = 0
     replay_per_class: int = 20
+    views: int = 4
+    extend_labels: bool = False
+    variants: tuple[Name, ...] = ()
     promote_to: Name | None = None
 
 

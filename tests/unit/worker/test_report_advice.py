@@ -10,7 +10,7 @@ from tests.unit.worker.reports import Document, Scene, adapted, bootstrapped, re
 from acclimate_service.domain.job import JobSpec
 from acclimate_service.worker.advice import headline, steps
 from acclimate_service.worker.printable import printable
-from acclimate_service.worker.told import Told
+from acclimate_service.worker.told import Spec, Told
 
 
 def commands(told: Document) -> list[str]:
@@ -94,6 +94,21 @@ def test_forgetting_is_answered_with_more_replay() -> None:
     assert "Too much of amazon and dslr was forgotten" in texts(told)
     assert "acclimate adapt shop webcam --replay-per-class 60" in commands(told)
     assert said(told).startswith("No new version: beyond the limits on amazon and dslr.")
+
+
+def test_a_job_that_is_asked_for_again_is_asked_for_as_before() -> None:
+    spec = JobSpec(strategy="last:2", variants=("int8",), extend_labels=True, promote_to="edge")
+    told = with_check(
+        adapted(Scene(spec=spec)), "source accuracy", decision="INCONCLUSIVE", needed=900
+    )
+    assert (
+        "acclimate adapt shop webcam --strategy last:2 --extend-labels --variant int8 "
+        "--promote-to edge"
+    ) in commands(told)
+
+
+def test_what_advice_leaves_unsaid_is_the_default() -> None:
+    assert Spec().model_dump(mode="json").items() <= JobSpec().model_dump(mode="json").items()
 
 
 @pytest.mark.parametrize(
