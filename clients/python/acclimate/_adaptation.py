@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 
 from acclimate import _names, _wire
 from acclimate._connection import Connection, new_request_id
@@ -98,10 +99,15 @@ class AdaptationCalls:
             on_acknowledgement: told every answer, in order, on the calling thread.
 
         Raises:
+            TypeError: *examples* is a path: read it with `examples_from_folder`.
             InvalidRequest: the whole batch was refused (none of it was accepted, say).
             UploadMismatch: the examples are not those the request_id began with.
             Unavailable: the service stayed away for longer than the client's patience.
         """
+        if isinstance(examples, str | bytes | PathLike):
+            raise TypeError(
+                "examples are Example objects: examples_from_folder(...) reads a folder"
+            )
         upload = Upload(
             self._connection,
             domain=_names.domain_name(domain),

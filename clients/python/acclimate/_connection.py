@@ -99,6 +99,8 @@ class Connection:
         token: str | None,
         tls: TLS | None,
     ) -> None:
+        if ":" not in target:
+            raise ValueError(f"{target!r} is not of the form HOST:PORT")
         if token is not None and tls is None and not is_loopback(target):
             raise ValueError(f"a token would travel in plain text to {target}; pass tls=TLS(...)")
         self.target = target

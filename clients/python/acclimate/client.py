@@ -41,7 +41,7 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, Acces
         tls: how to encrypt; None means plain text.
 
     Raises:
-        ValueError: a token would leave this machine in plain text.
+        ValueError: *target* has no port, or a token would leave this machine in plain text.
     """
 
     def __init__(

@@ -439,6 +439,8 @@ class Service(
         self, request: inference_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> inference_pb2.PredictResponse:
         self._enter("Predict", request, context)
+        if b"bad" in request.images:
+            refuse(context, code_pb2.INVALID_ARGUMENT, "BAD_IMAGE", "not an image")
         return self._predictions(request)
 
     def GetDrift(

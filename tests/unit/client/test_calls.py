@@ -130,6 +130,16 @@ def test_a_token_goes_with_every_call(service: Service, target: str) -> None:
     assert service.metadata[0]["authorization"] == "Bearer secret"
 
 
+def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_sent(
+    service: Service, client: Client
+) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        Client("localhost")
+    with pytest.raises(TypeError, match="examples_from_folder"):
+        client.upload("pens", "photos/pens")  # type: ignore[arg-type]
+    assert service.seen == []
+
+
 def test_a_token_never_leaves_the_machine_in_plain_text() -> None:
     with pytest.raises(ValueError, match="plain text"):
         Client("service.example:443", token="secret")

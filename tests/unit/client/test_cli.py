@@ -151,6 +151,7 @@ def test_a_service_out_of_reach_is_exit_code_5_and_says_the_next_step(run: Any) 
     [
         ["upload", "/nowhere", "--domain", "pens"],
         ["register", "digits", "resnet18"],
+        ["models", "--server", "localhost"],
         ["register", "digits", "timm/resnet18", "--weights", "/nowhere.pt"],
         ["adapt", "digits", "pens", "--guard-set", "source_margin"],
         ["report", "j1", "--json", "--open"],
@@ -321,6 +322,18 @@ def test_predictions_name_the_version(run: Any, tmp_path: Path) -> None:
     found = json.loads(run("predict", "digits", image, "--json").stdout)["predictions"]
     assert found[0]["image"] == str(image)
     assert found[0]["prediction"]["classes"] == [{"label": "7", "probability": 0.75}]
+
+
+def test_an_image_that_is_none_costs_only_itself(run: Any, tmp_path: Path) -> None:
+    for name, content in (("a.png", b"x"), ("b.png", b"bad"), ("c.png", b"x")):
+        (tmp_path / name).write_bytes(content)
+    images = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    result = run("predict", "digits", *images, "--json")
+    assert result.exit_code == 1
+    assert [found["image"] for found in json.loads(result.stdout)["predictions"]] == [
+        str(images[0]), str(images[2]),
+    ]  # fmt: skip
+    assert result.stderr == f"acclimate: BAD_IMAGE: {images[1]}: not an image\n"
 
 
 def test_a_version_is_exported(run: Any, service: Service, tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
             token=os.environ.get("ACCLIMATE_TOKEN") or None,
             tls=tls if ca or certificate else None,
         )
-    except ValueError as error:  # a token would travel in plain text
-        raise usage(f"{error}; set ACCLIMATE_TLS_CA") from None
+    except ValueError as error:
+        told = str(error).replace("pass tls=TLS(...)", "set ACCLIMATE_TLS_CA")
+        raise usage(told) from None
 
 
 def settings_of(given: list[str], *, option: str) -> dict[str, Json]:

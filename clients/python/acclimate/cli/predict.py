@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,9 @@ import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import console, percent, print_json, print_table, short
+from acclimate.cli.refusals import Exit, complain
+from acclimate.errors import InvalidRequest
+from acclimate.resources import Prediction
 
 
 def predict(
@@ -25,17 +30,49 @@ def predict(
 ) -> None:
     """Predict on images; the answer names the exact version that gave it.
 
+    Refused images are named on stderr; they cost only themselves, and exit code 1.
+
     Example: acclimate predict shop photo.jpg other.png --domain dock-7
     """
+    refused: dict[Path, InvalidRequest] = {}
     with connect(server) as client:
-        found = client.predict(model, images, domain=domain, top_k=top)
+        ask = partial(client.predict, model, domain=domain, top_k=top)
+        try:
+            found = ask(images)
+        except InvalidRequest as error:
+            if error.reason != "BAD_IMAGE":
+                raise
+            images, found, refused = _one_by_one(ask, images)
+    for image, why in refused.items():
+        complain(why.reason, f"{image}: {why.message}")
     if as_json:
         answers = [
             {"image": image, "prediction": prediction}
             for image, prediction in zip(images, found, strict=True)
         ]
         print_json({"predictions": answers})
-        return
+    elif found:
+        _show(images, found)
+    if refused:
+        raise typer.Exit(Exit.REFUSED)
+
+
+def _one_by_one(
+    ask: Callable[[list[Path]], list[Prediction]], images: list[Path]
+) -> tuple[list[Path], list[Prediction], dict[Path, InvalidRequest]]:
+    """The images that were answered, their answers, and why the others were refused."""
+    answered, found, refused = [], [], {}
+    for image in images:
+        try:
+            found += ask([image])
+        except InvalidRequest as error:
+            refused[image] = error
+        else:
+            answered.append(image)
+    return answered, found, refused
+
+
+def _show(images: list[Path], found: list[Prediction]) -> None:
     ranks = [f"{place}." for place in range(1, max(len(p.classes) for p in found) + 1)]
     print_table(
         ("IMAGE", *ranks),

@@ -13,6 +13,8 @@ from acclimate.cli.output import percent, words
 
 MARKS = {"ACCEPT": ("✓", "green"), "REJECT": ("✗", "red"), "INCONCLUSIVE": ("?", "yellow")}
 
+SAID = ("Accepted", "Rejected", "Inconclusive")
+
 
 def verdict_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The verdict in a job's summary or in the facts of its event; None if there is none."""
@@ -24,7 +26,10 @@ def render(verdict: Mapping[str, Any]) -> RenderableType:
     """The decision first, then why, check by check."""
     mark, colour = MARKS.get(str(verdict["decision"]), ("", ""))
     head = Text(f"{mark} {verdict['decision']}", style=f"bold {colour}")
-    head.append(f"  {verdict.get('summary', '')}", style="not bold")
+    # The summary begins with the decision, in a word of its own.
+    summary = str(verdict.get("summary", ""))
+    said = summary.partition(": ")
+    head.append(f"  {said[2] if said[0] in SAID else summary}", style="not bold")
     checks = verdict.get("checks") or []
     if not checks:
         return head
