@@ -102,14 +102,14 @@ def drop_upper(lost: int, gained: int, n: int, level: float) -> float:
     bound = tango_upper(lost, gained, n, level)
     if n <= 0 or bound >= 1 or not _exact_pays(lost, gained, n):
         return bound
-    if exact_p(lost, gained, n, bound) <= level:
+    if exact_p(lost, gained, n, bound, level) <= level:
         return bound
     step, low = 0.5 / n, bound
-    while (high := min(low + step, 1.0)) < 1.0 and exact_p(lost, gained, n, high) > level:
+    while (high := min(low + step, 1.0)) < 1.0 and exact_p(lost, gained, n, high, level) > level:
         low, step = high, 2 * step
     while high - low > 1e-5:
         middle = (low + high) / 2
-        if exact_p(lost, gained, n, middle) > level:
+        if exact_p(lost, gained, n, middle, level) > level:
             low = middle
         else:
             high = middle
@@ -126,7 +126,9 @@ def excludes(lost: int, gained: int, n: int, *, margin: float, level: float) -> 
     b, c = np.asarray(float(lost)), np.asarray(float(gained))
     if float(score(b, c, n, margin)) < quantile(level):
         return False
-    return not _exact_pays(lost, gained, n) or exact_p(lost, gained, n, margin) <= level
+    if not _exact_pays(lost, gained, n):
+        return True
+    return exact_p(lost, gained, n, margin, level) <= level
 
 
 def drop_interval(
@@ -140,24 +142,27 @@ def _exact_pays(lost: int, gained: int, n: int) -> bool:
     return n <= _EXACT_IMAGES and lost + gained <= _EXACT_DISAGREEING
 
 
-def exact_p(lost: int, gained: int, n: int, delta: float) -> float:
-    """The exact unconditional p-value of "the drop is at least *delta*".
+def exact_p(lost: int, gained: int, n: int, delta: float, level: float) -> float:
+    """The exact unconditional p-value of "the drop is at least *delta*", to compare with *level*.
 
     Every table whose score is at least as large as the observed one counts; the
     share of images that disagree, which the hypothesis leaves open, is taken
     where it hurts most within its own interval of confidence 1 - gamma, and
     gamma is added. Hsueh, Liu and Chen, Biometrics 57 (2001), 478-483; Berger
-    and Boos, JASA 89 (1994), 1012-1016.
+    and Boos, JASA 89 (1994), 1012-1016. gamma is a small part of the level,
+    however little of that many looks have left: after 551 looks a gamma of 1e-7
+    would be all of it, and nothing could be accepted any more.
     """
-    gamma = 1e-7
+    gamma = min(1e-7, level / 100)
     observed = float(score(np.asarray(float(lost)), np.asarray(float(gained)), n, delta))
     low, high = clopper_pearson(lost + gained, n, gamma / 2)
     discordance = np.linspace(max(low, abs(delta)), max(high, abs(delta)), 48)
     p_lost, p_gained = (discordance + delta) / 2, (discordance - delta) / 2
 
     # What lies outside these windows has a probability far below gamma.
-    b = np.arange(window(n, p_lost[0])[0], window(n, p_lost[-1])[-1] + 1)[None, :]
-    c = np.arange(window(n, p_gained[0])[0], window(n, p_gained[-1])[-1] + 1)[:, None]
+    least = gamma / 1000
+    b = np.arange(window(n, p_lost[0], least)[0], window(n, p_lost[-1], least)[-1] + 1)[None, :]
+    c = np.arange(window(n, p_gained[0], least)[0], window(n, p_gained[-1], least)[-1] + 1)[:, None]
     fits = b + c <= n
     extreme = fits & (score(np.where(fits, b, 0.0), c, n, delta) >= observed - 1e-9)
     rows, columns = np.nonzero(extreme)
@@ -172,10 +177,10 @@ def exact_p(lost: int, gained: int, n: int, delta: float) -> float:
     return min(1.0, float(chances.sum(axis=0).max(initial=0.0)) + gamma)
 
 
-def window(n: int, p: float) -> Array:
-    """The counts of a binomial(n, p) that are worth summing over: all but about 1e-10."""
+def window(n: int, p: float, least: float = 1e-10) -> Array:
+    """The counts of a binomial(n, p) that are worth summing over: all but about *least*."""
     p = min(max(p, 0.0), 1.0)  # rounding may have left it a hair outside
-    spread = 6.5 * math.sqrt(n * p * (1 - p)) + 12
+    spread = (quantile(least) + 0.15) * math.sqrt(n * p * (1 - p)) + 12
     return np.arange(max(0, math.floor(n * p - spread)), min(n, math.ceil(n * p + spread)) + 1.0)
 
 

@@ -178,7 +178,7 @@ def test_the_exact_p_value_is_what_adding_up_every_table_gives(
 
     everywhere = max(chance(q) for q in np.linspace(0, (1 - delta) / 2, 1500))
     near = chance(gained / n) if gained / n <= (1 - delta) / 2 else 0.0
-    assert near - 1e-3 <= exact_p(lost, gained, n, delta) <= everywhere + 1e-4
+    assert near - 1e-3 <= exact_p(lost, gained, n, delta, 0.05) <= everywhere + 1e-4
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
@@ -232,3 +232,10 @@ def test_the_levels_of_all_looks_together_are_the_level() -> None:
     assert sum(spent) == pytest.approx(0.05, abs=1e-6)
     assert sum(spent) < 0.05
     assert spent[0] == pytest.approx(0.0304, abs=5e-5)
+
+
+@pytest.mark.parametrize(("looks", "images"), [(0, 115), (10, 392), (100, 663), (1000, 949)])
+def test_however_often_a_holdout_was_looked_at_more_images_decide(looks: int, images: int) -> None:
+    level = spent_level(0.05, looks)
+    assert excludes(0, 0, images, margin=0.03, level=level)
+    assert not excludes(0, 0, images - 1, margin=0.03, level=level)
