@@ -14,6 +14,11 @@ from tests.objectstore import CannotStart, FaultProxy, ObjectStore
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Tests run two at a time, and OpenMP's threads wait for each other by spinning: with as many in
+# each as there are cores, that costs more than the work. Said before torch and numpy are
+# imported; a trainer sets its own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The machines that run these tests are shared: a slow example is no failure, and CI
 # must not fail on a case that the next run would not draw.
 hypothesis.settings.register_profile("default", deadline=None)
