@@ -45,6 +45,7 @@ from acclimate_service.worker import judgement
 from acclimate_service.worker.ending import conclude, fail
 from acclimate_service.worker.images import stored_images
 from acclimate_service.worker.judgement import Judgement
+from acclimate_service.worker.outlook import foretell
 from acclimate_service.worker.publish import Candidate, export_candidate
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.stock import JobImages, images_of, verify_images
@@ -126,6 +127,7 @@ def adapt_job(desk: Desk) -> Result:
         step=story.step,
     )
     _announce(story, images, f"adapting {incumbent.name} to {draft.target}")
+    foretell(story, desk.job, images, space, known=len(incumbent.manifest.labels))
     screen = _screen(desk, images, space, known=len(incumbent.manifest.labels))
     outcome = _learn(desk, network, images, screen, bootstrap=False)
     candidate = export_candidate(
@@ -175,6 +177,7 @@ def bootstrap_job(desk: Desk) -> Result:
         step=story.step,
     )
     _announce(story, images, f"bootstrapping {network.architecture} on {draft.source}")
+    foretell(story, desk.job, images, space, known=0)
     screen = _screen(desk, images, space, known=0)
     outcome = _learn(desk, network, images, screen, bootstrap=True)
     candidate = export_candidate(story, network, space, images.stock.train, like=None)

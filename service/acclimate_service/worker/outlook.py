@@ -1,0 +1,88 @@
+"""What the guard could say at best, asked before anything is trained.
+
+With too few images held out it can only be undecided, however good the candidate. Whoever
+asked for the job then learns it at once, and not after hours of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from acclimate_service.domain.evidence import Evidence, Paired
+from acclimate_service.domain.guard import judge, judge_first
+from acclimate_service.domain.job import EventKind, Job
+from acclimate_service.domain.names import DomainName, ModelName
+from acclimate_service.domain.verdict import Decision, Verdict
+from acclimate_service.worker.evaluate import VerifySet
+from acclimate_service.worker.stock import JobImages
+from acclimate_service.worker.story import Story
+
+Looks: TypeAlias = Callable[[ModelName, DomainName], int]  # at a domain's verify images before
+
+
+def foretell(story: Story, job: Job, images: JobImages, labels: Sequence[str], known: int) -> None:
+    """Warn if not even a candidate without a mistake could be accepted.
+
+    Args:
+        story: Where to say it.
+        job: An adaptation or a bootstrap.
+        images: What it may touch.
+        labels: The candidate's label space.
+        known: How many of them the incumbent has; 0 if there is none.
+    """
+    verdict = at_best(job, images, tuple(labels), known, looks=story.store.jobs.looks)
+    if verdict.decision is not Decision.ACCEPT:
+        story.tell(
+            EventKind.WARNING,
+            "too few images are held out: of a version without a mistake the guard would say: "
+            + verdict.summary,
+            {"needed": verdict.needed},
+        )
+
+
+def at_best(
+    job: Job, images: JobImages, labels: tuple[str, ...], known: int, *, looks: Looks
+) -> Verdict:
+    """The verdict on a candidate that is right about every verify image.
+
+    The incumbent is taken to be right on what it knows, where there is nothing to gain
+    then, and wrong on the target, where all is to be gained.
+    """
+    draft, every = job.draft, len(labels)
+    policy = draft.spec.guard
+    if draft.target is None:
+        right = _answers(images.target.labels, every)
+        return judge_first(policy, labels=images.target.labels, probabilities=right, names=labels)
+    target = _paired(images.target, (images.target.labels + 1) % known, known, every)
+    sets = {v.name: _paired(v, v.labels, known, every) for v in images.known}
+    source = target if draft.source == draft.target else sets.pop(str(draft.source), None)
+    evidence = Evidence(
+        source=source,
+        target=target,
+        earlier=tuple(sets.values()),
+        looks=0 if draft.source is None else looks(draft.model, draft.source),
+        target_looks=looks(draft.model, draft.target),
+        labels=labels,
+    )
+    return judge(policy, evidence)
+
+
+def _paired(verify: VerifySet, before: npt.NDArray[np.int64], known: int, every: int) -> Paired:
+    """A set on which the incumbent answered *before*, and the candidate what is right."""
+    return Paired(
+        name=verify.name,
+        labels=verify.labels,
+        incumbent=_answers(before, known),
+        candidate=_answers(verify.labels, every),
+    )
+
+
+def _answers(classes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float32]:
+    """[N, count]: all of the probability on one of each image's classes."""
+    found = np.zeros((len(classes), count), dtype=np.float32)
+    found[np.arange(len(classes)), np.minimum(classes, count - 1)] = 1.0
+    return found

@@ -1,0 +1,96 @@
+"""Too few held-out images are told of before a job trains for nothing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from tests.contract.builders import NOON
+
+from acclimate_service.domain.job import EventKind, Job, JobDraft, JobKind, JobSpec, JobState
+from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
+from acclimate_service.worker.evaluate import VerifySet
+from acclimate_service.worker.outlook import foretell
+from acclimate_service.worker.stock import JobImages
+from acclimate_service.worker.story import Story
+
+AMAZON, WEBCAM = DomainName("amazon"), DomainName("webcam")
+SPACE = ("mug", "pen", "cap")
+
+
+class Told:
+    """A story that remembers what it was told, of a model with so many looks."""
+
+    def __init__(self, looks: int = 0) -> None:
+        self.messages: list[str] = []
+        self.store = self.jobs = self
+        self.looks = lambda model, domain: looks
+
+    def tell(self, kind: EventKind, message: str, facts: dict[str, Any]) -> None:
+        assert kind is EventKind.WARNING
+        assert facts["needed"] > 0
+        self.messages.append(message)
+
+
+def told(
+    source: list[int], target: list[int], *, looks: int = 0, known: int = 3, first: bool = False
+) -> str:
+    """What is said of so many verify images of each label."""
+    draft = JobDraft(
+        kind=JobKind.BOOTSTRAP if first else JobKind.ADAPT,
+        model=ModelName("desk"),
+        source=AMAZON,
+        target=None if first else WEBCAM,
+        incumbent=None if first else VersionName("desk", "1"),
+        spec=JobSpec(),
+    )
+    job = Job(
+        name=JobName("j"), draft=draft, request_id="", state=JobState.RUNNING, phase=None,
+        attempt=1, cancel_requested=False, version=None, failure=None, created_at=NOON,
+        started_at=NOON, ended_at=None,
+    )  # fmt: skip
+    verify = {
+        name: VerifySet(name=str(name), examples=(), labels=np.repeat(np.arange(3), each))
+        for name, each in ((AMAZON, source), (WEBCAM, target))
+    }
+    images = JobImages(
+        stock=cast(Any, None),
+        target=verify[AMAZON if first else WEBCAM],
+        learnt={},
+        known=() if first else (verify[AMAZON],),
+        digests={},
+    )
+    story = Told(looks)
+    foretell(cast(Story, story), job, images, SPACE, known=0 if first else known)
+    return "\n".join(story.messages)
+
+
+def test_nothing_is_said_where_a_good_version_can_be_accepted() -> None:
+    assert told([50, 50, 50], [10, 10, 10]) == ""
+    assert told([12, 12, 12], [0, 0, 0], first=True) == ""
+
+
+def test_a_source_that_can_exclude_nothing_is_told_of() -> None:
+    said = told([30, 30, 30], [10, 10, 10])
+    assert "source: 100.0% right before" in said
+    assert "hold out" in said
+    assert "target" not in said
+
+
+def test_looks_wear_out_what_was_enough() -> None:
+    assert "about 4" in told([50, 50, 50], [10, 10, 10], looks=10)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_class_without_a_verify_image_is_told_of(first: bool) -> None:
+    assert "class cap has fewer than 1" in told([80, 80, 0], [10, 10, 10], first=first)
+
+
+def test_a_new_class_is_looked_for_in_the_target() -> None:
+    assert told([80, 80, 0], [10, 10, 10], known=2) == ""
+    assert "target: class cap" in told([80, 80, 0], [15, 15, 0], known=2)
+
+
+def test_a_first_version_needs_its_minimum() -> None:
+    assert "at least 30 verify images" in told([9, 9, 9], [0, 0, 0], first=True)
