@@ -33,8 +33,8 @@ def delete_model(tx: Transaction, name: ModelName) -> None:
         raise NotFound(str(name), see="ListModels")
     if row.versions:
         raise InUse(
-            f"{name} has had {row.versions} versions, whose names stay taken; delete what is "
-            "served of it (its aliases), or versions"
+            f"{name} has had {row.versions} versions, whose names are never given again, so it "
+            "stays; its aliases and versions can be deleted"
         )
     _see_that_none_runs(tx, str(name), jobs.c.model == name.model)
     _drop_jobs(tx, jobs.c.model == name.model)

@@ -190,7 +190,11 @@ def delete(tx: Transaction, name: VersionName) -> None:
     ):
         found = tx.scalar(user.limit(1))
         if found is not None:
-            raise VersionInUse(f"{name} is needed by {what}{found}", name=name, by=what + found)
+            raise VersionInUse(
+                f"{name} is needed by {what}{found}; move, end or delete that first",
+                name=name,
+                by=what + found,
+            )
     tx.run(sa.delete(table).where(table.c.model == name.model, table.c.id == name.version))
     audit.note(tx, "DeleteModelVersion", name)
 

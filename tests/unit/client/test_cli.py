@@ -254,6 +254,18 @@ def test_a_folder_is_uploaded_and_refused_images_are_named(
     assert "BAD_IMAGE: 1/b.png: the file is empty" in result.stderr
 
 
+def test_a_thousand_refusals_of_one_kind_are_not_a_thousand_lines(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    for number in range(23):
+        (tmp_path / "1" / f"{number}.png").write_bytes(b"")
+    result = run("upload", tmp_path, "--domain", "pens")
+    lines = result.stderr.splitlines()
+    assert len(lines) == 21
+    assert lines[-1].startswith("acclimate: BAD_IMAGE: 3 more images")
+    told = json.loads(run("upload", tmp_path, "--domain", "pens", "--json").stdout)
+    assert len(told["rejected"]) == 23
+
+
 def test_what_an_upload_leaves_out_is_named(run: Any, tmp_path: Path) -> None:
     for name in ("1/a.png", "1/b.bmp", "1/c.bmp", "2/d.tif", "e.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

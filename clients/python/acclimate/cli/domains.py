@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from acclimate.client import Client
     from acclimate.folders import Leftovers
 
+NAMED = 20  # refused images of one reason; more of a thousand tell nobody more
+
 app = typer.Typer(invoke_without_command=True)
 
 
@@ -144,7 +146,7 @@ def upload(
 ) -> None:
     """Upload a folder of labelled images, as one batch. Broken connections are resumed.
 
-    Refused images are listed on stderr; they cost only themselves.
+    Refused images are named on stderr, the first 20 of each reason; they cost only themselves.
 
     Example: acclimate upload photos/night --domain night --role train --create
     """
@@ -208,7 +210,7 @@ def _create_if_missing(client: Client, domain: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _counter() -> Iterator[Callable[[Acknowledgement], None]]:
-    """Counts answers on a terminal's stderr, and names every refused image there."""
+    """Counts answers on a terminal's stderr, and names the first refused images there."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
@@ -216,10 +218,16 @@ def _counter() -> Iterator[Callable[[Acknowledgement], None]]:
     columns = SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn()
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("images stored", total=None)
+        refused: Counter[str] = Counter()
 
         def count(answer: Acknowledgement) -> None:
             bar.advance(task)
             if answer.outcome == "REJECTED":
-                complain(answer.reason, f"{answer.id or answer.index}: {answer.message}")
+                refused[answer.reason] += 1
+                if refused[answer.reason] <= NAMED:
+                    complain(answer.reason, f"{answer.id or answer.index}: {answer.message}")
 
         yield count
+    for reason, number in refused.items():
+        if number > NAMED:
+            complain(reason, f"{number - NAMED} more images were refused for this; --json has all")
