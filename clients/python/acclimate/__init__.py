@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UploadResult,
         WeightsSource,
     )
+    from acclimate.sheets import examples_from_sheet
 
 _HOMES = {
     "TLS": "acclimate._connection",
@@ -40,6 +41,7 @@ _HOMES = {
     "UploadResult": "acclimate.resources",
     "WeightsSource": "acclimate.resources",
     "examples_from_folder": "acclimate.folders",
+    "examples_from_sheet": "acclimate.sheets",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "UploadResult",
     "WeightsSource",
     "examples_from_folder",
+    "examples_from_sheet",
 ]
 
 

@@ -179,6 +179,7 @@ def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Che
     needed = None
     seen = f"source: {right} of {n} images right (at least {low:.1%}); always answering the most "
     seen += f"frequent class would get {rate:.1%}"
+    seen = seen if n else "source: no image is held out to judge by"
     if n < policy.first_minimum:
         decision, needed = Decision.INCONCLUSIVE, policy.first_minimum
         message = f"{seen}; a first version is judged on at least {needed} verify images"

@@ -288,6 +288,20 @@ def test_an_upload_to_a_domain_that_is_not_there_says_how_to_make_it(
     assert "add --create" in result.stderr
 
 
+def test_a_csv_is_uploaded_with_the_labels_that_it_names(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    sheet = tmp_path / "labels.csv"
+    sheet.write_text("image,label\na.png,1\n")
+    assert run("upload", sheet, "--domain", "pens", "--request-id", "u1").exit_code == 0
+    assert [(one.id, one.label) for one in service.batches["u1"].stored] == [("a.png", "1")]
+    sheet.write_text("image,label\nb.png,1\n")
+    result = run("upload", sheet, "--domain", "pens")
+    assert result.exit_code == 2
+    assert "line 2: there is no file" in result.stderr
+
+
 def test_an_upload_creates_its_domain_on_request(
     run: Any, service: Service, tmp_path: Path
 ) -> None:

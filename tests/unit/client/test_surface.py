@@ -24,6 +24,7 @@ PUBLIC = {
     "UploadResult",
     "WeightsSource",
     "examples_from_folder",
+    "examples_from_sheet",
 }
 
 

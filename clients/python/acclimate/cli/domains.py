@@ -14,7 +14,7 @@ import typer
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import complain, usage
-from acclimate.resources import Acknowledgement, Domain, Role
+from acclimate.resources import Acknowledgement, Domain, Example, Role
 
 if TYPE_CHECKING:
     from acclimate.client import Client
@@ -123,7 +123,13 @@ def _show(domain: Domain, as_json: bool) -> None:
 
 
 def upload(
-    folder: Annotated[Path, typer.Argument(help="Its subfolders are the labels.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Its subfolders are the labels. Or a .csv with the columns image and label.",
+        ),
+    ],
     domain: Annotated[str, typer.Option("--domain", "-d", help="Where the images come from.")],
     role: Annotated[
         Role,
@@ -144,21 +150,20 @@ def upload(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a folder of labelled images, as one batch. Broken connections are resumed.
+    """Upload labelled images, as one batch. Broken connections are resumed.
 
     Refused images are named on stderr, the first 20 of each reason; they cost only themselves.
 
     Example: acclimate upload photos/night --domain night --role train --create
     """
     from acclimate.errors import DeadlineExceeded, NotFound, Unavailable
-    from acclimate.folders import examples_from_folder, leftovers
 
-    _tell(leftovers(folder))
+    labels, examples_of = _read(images)
     request_id = request_id or str(uuid.uuid4())
-    examples = examples_from_folder(folder, limit_per_class=limit_per_class, tags=tuple(tag or ()))
+    examples = examples_of(images, limit_per_class=limit_per_class, tags=tuple(tag or ()))
     with connect(server) as client:
         if make:
-            _create_if_missing(client, domain, folder)
+            _create_if_missing(client, domain, labels)
         try:
             with _counter() as count:
                 result = client.upload(
@@ -167,7 +172,7 @@ def upload(
         except NotFound:
             raise usage(
                 f"there is no domain {domain!r}; add --create to make it with the labels of "
-                f"{folder}, or see `acclimate domains`"
+                f"{images}, or see `acclimate domains`"
             ) from None
         except (Unavailable, DeadlineExceeded, KeyboardInterrupt):
             complain("RESUME", f"go on with this upload by --request-id {request_id}")
@@ -179,6 +184,19 @@ def upload(
             f"{result.batch.name}: {result.accepted} accepted, {result.duplicates} there already, "
             f"{result.batch.rejected} refused"
         )
+
+
+def _read(images: Path) -> tuple[tuple[str, ...], Callable[..., Iterator[Example]]]:
+    """The labels in a folder or a sheet, and what reads its examples."""
+    from acclimate import folders, sheets
+
+    if images.suffix.lower() == ".csv":
+        try:
+            return sheets.labels_of_sheet(images), sheets.examples_from_sheet
+        except ValueError as error:
+            raise usage(str(error)) from None
+    _tell(folders.leftovers(images))
+    return folders.labels_of_folder(images), folders.examples_from_folder
 
 
 def _tell(left: Leftovers) -> None:
@@ -198,14 +216,13 @@ def _tell(left: Leftovers) -> None:
         complain("NO_IMAGES", f"the subfolder {label!r} holds no image that can be uploaded")
 
 
-def _create_if_missing(client: Client, domain: str, folder: Path) -> None:
+def _create_if_missing(client: Client, domain: str, labels: tuple[str, ...]) -> None:
     from acclimate.errors import NotFound
-    from acclimate.folders import labels_of_folder
 
     try:
         client.domain(domain)
     except NotFound:
-        client.create_domain(domain, labels_of_folder(folder))
+        client.create_domain(domain, labels)
 
 
 @contextlib.contextmanager
