@@ -156,7 +156,12 @@ def blend(
                 measured[alpha] = stand(trunk, stock, boundary=candidate.boundary, run=run)
         return tuple(_point(alpha, measured[alpha], before) for alpha in sorted(measured))
 
-    curve = measure(alphas)
+    # From the candidate back. A head's line costs nothing, a tail's as much as an epoch of it.
+    curve = measure(())
+    for alpha in sorted(alphas, reverse=True):
+        curve = measure([alpha])
+        if candidate.stages and past_the_best(curve, tolerance):
+            break
     rough, _ = choose(curve, tolerance)
     curve = measure(_between(rough, alphas))
     alpha, reason = choose(curve, tolerance)
@@ -200,6 +205,26 @@ def merit(point: Point, tolerance: Tolerance) -> float:
     return gain(point) * _safety(point, tolerance)
 
 
+def past_the_best(curve: Sequence[Point], tolerance: Tolerance) -> bool:
+    """Whether steps shorter than those measured have nothing to offer. Pure.
+
+    The gain falls towards the incumbent, so once a point gains less than a longer step by
+    more than decides, and that step is as safe as counts, the rest need not be measured.
+    """
+    if len(curve) < 3:
+        return False
+    nearest = curve[1]
+    best = max(curve[1:], key=lambda point: merit(point, tolerance))
+    lacking = merit(best, tolerance) - merit(nearest, tolerance)
+    return lacking > _tie(curve) and _safety(best, tolerance) == 1
+
+
+def _tie(curve: Sequence[Point]) -> float:
+    """Half a select image: less does not tell two points apart."""
+    target = curve[0].target
+    return TIE if target is None else max(TIE, 0.5 / target.images)
+
+
 def _safety(point: Point, tolerance: Tolerance) -> float:
     if point.source is None:
         return 1.0 if point.alpha <= tolerance.blind else 0.0
@@ -221,7 +246,7 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     merits = [merit(point, tolerance) for point in curve]
     if max(merits) - merits[0] <= TIE:
         return 0.0, "no step promises a gain that the guard would let pass"
-    near = max(merits) - max(TIE, 0.5 / curve[0].target.images)
+    near = max(merits) - _tie(curve)
     safety = _safety(curve[merits.index(max(merits))], tolerance)
     tied = [
         p

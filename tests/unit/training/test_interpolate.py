@@ -14,6 +14,7 @@ from acclimate_service.training.interpolate import (
     choose,
     merit,
     mix,
+    past_the_best,
 )
 from acclimate_service.training.measure import Change, stand
 
@@ -124,6 +125,27 @@ def test_without_target_images_the_step_is_cautious_and_says_so():
     assert "no target-select images" in reason
 
 
+def test_shorter_steps_are_not_measured_once_the_gain_falls():
+    curve = [point(0.0, gain=0), point(0.8, gain=0.25), point(1.0, gain=0.3)]
+    assert past_the_best(curve, Tolerance())
+
+
+def test_shorter_steps_are_measured_where_no_image_tells_the_last_ones_apart():
+    curve = [point(0.0, gain=0), point(0.8, gain=0.299), point(1.0, gain=0.3)]
+    assert not past_the_best(curve, Tolerance())
+
+
+def test_shorter_steps_are_measured_where_the_longest_forgets():
+    curve = [point(0.0, gain=0), *(point(a, gain=a - 0.7, drop=0.012) for a in (0.8, 1.0))]
+    assert merit(curve[1], Tolerance()) < merit(curve[2], Tolerance()) - 0.01
+    assert not past_the_best(curve, Tolerance())
+
+
+def test_the_candidate_alone_says_nothing_of_shorter_steps():
+    assert not past_the_best([point(0.0, gain=0), point(1.0, gain=-0.3)], Tolerance())
+    assert not past_the_best([point(0.0, gain=0)], Tolerance())
+
+
 def test_a_line_is_measured_from_the_incumbent_to_the_candidate_and_comes_back():
     net = tiny.incumbent()
     stock, trunk, run = tiny.target_stock(), tiny.trunk(net), tiny.run()
@@ -142,6 +164,27 @@ def test_a_line_is_measured_from_the_incumbent_to_the_candidate_and_comes_back()
     again = Blend.resumed(found.summary(), found.state)
     assert again.summary() == found.summary()
     assert again.chosen == found.chosen
+
+
+@pytest.mark.parametrize("strategy", ["tail", "head"])
+def test_a_tails_line_is_measured_as_far_back_as_it_pays_and_a_heads_whole(strategy):
+    net = tiny.incumbent()
+    stock, trunk, run = tiny.target_stock(), tiny.trunk(net), tiny.run()
+    before = stand(trunk, stock, boundary=0, run=run)
+    candidate = tiny.learn(strategy, net=net, stock=stock, epochs=6)
+    safe = Tolerance(drop=1.0, nll=100.0)
+    short, whole = (
+        blend(
+            net, one, origin=tiny.incumbent_state(), before=before, stock=stock, trunk=trunk,
+            tolerance=safe, run=run,
+        )
+        for one in (candidate, dataclasses.replace(candidate, stages=()))
+    )  # fmt: skip
+    measured = {point.alpha: point for point in whole.curve}
+    assert all(measured[point.alpha] == point for point in short.curve)
+    assert {0.0, 0.2, 0.4, 0.6, 0.8, 1.0} < measured.keys()
+    assert (len(short.curve) < len(whole.curve)) == (strategy == "tail")
+    assert short.alpha == whole.alpha
 
 
 def test_a_point_that_answers_no_number_is_never_taken():

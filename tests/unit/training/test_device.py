@@ -1,0 +1,44 @@
+"""What choosing a device does to the process."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import subprocess
+import sys
+
+import pytest
+
+# Faults of pages as a step's tensors are made and freed, once the first steps have had theirs.
+STEPS = """
+import resource, sys, torch
+from acclimate_service.training.device import choose_device
+
+if sys.argv[1] == "chosen":
+    choose_device("cpu", threads=1)
+
+def step():
+    return [torch.ones(50_000) for _ in range(200)]  # 200 kB each
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(3):
+    step()
+before = faults()
+for _ in range(5):
+    step()
+print((faults() - before) // 5)
+"""
+
+
+def faults_a_step(way: str) -> int:
+    words = [sys.executable, "-c", STEPS, way]
+    return int(subprocess.run(words, capture_output=True, check=True, timeout=120).stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
+    pages = 200 * 200_000 // resource.getpagesize()
+    assert faults_a_step("not chosen") > pages / 2
+    assert faults_a_step("chosen") < pages / 100
