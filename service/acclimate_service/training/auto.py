@@ -28,7 +28,7 @@ from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import STRATEGIES, Strategy, parse
-from acclimate_service.training.trial import Trial, choose, next_strategy
+from acclimate_service.training.trial import Trial, choose, enough, next_strategy
 from acclimate_service.training.trunk import LAYOUT, Trunk
 
 Summary = dict[str, pydantic.JsonValue]
@@ -137,6 +137,10 @@ def adapt(
                 raise
             run.tell(EventKind.WARNING, f"gave up {chosen.name}: {error}", strategy=chosen.name)
             break
+    else:
+        if planned is None:
+            why = enough(trials, seconds_left=run.seconds_left())
+            run.tell(EventKind.DECISION, f"tries no more: {why}")
     best, reason = choose(trials, tolerance)
     state = incumbent | trials[0].blend.state | trials[best].blend.state
     network.to(memory_format=torch.contiguous_format)  # as exporters expect it

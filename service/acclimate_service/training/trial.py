@@ -73,6 +73,27 @@ def next_strategy(
     return _answer(last, replay=replay) if len(trials) == 2 else None
 
 
+def enough(trials: Sequence[Trial], *, seconds_left: float) -> str:
+    """Why AUTO tries nothing after *trials*."""
+    spent = sum(trial.candidate.seconds for trial in trials)
+    if seconds_left < spent:
+        return f"{max(seconds_left, 0):.0f} s are left, and those so far took {spent:.0f} s"
+    if len(trials) > 1:
+        return (
+            "the tail failed in no way that another one answers"
+            if len(trials) == 2
+            else ("this one was the answer to what went wrong with the tail")
+        )
+    change, accuracy = trials[0].blend.chosen.target, trials[0].target_accuracy
+    assert change is not None
+    assert accuracy is not None
+    right = round(accuracy * change.images)
+    return (
+        f"the head alone is right on {right} of {change.images} select images, so no tail could "
+        "be told from it"
+    )
+
+
 def _leaves_nothing_to_tell(head: Trial) -> bool:
     """Whether no tail, however good, could be told from this head on the select images.
 

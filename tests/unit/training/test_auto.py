@@ -80,9 +80,12 @@ def test_auto_says_what_it_tries_and_takes_and_why():
 def test_no_more_stages_are_tried_once_the_head_alone_is_good_enough():
     same_camera = tiny.Pictures([10] * 4, seed=6)
     stock = tiny.target_stock(train=same_camera, select=tiny.Pictures([15] * 4, seed=7))
-    outcome = run_engine(stock=stock)
+    diary = tiny.Diary()
+    outcome = run_engine(stock=stock, diary=diary)
     assert len(outcome.trials) == 1
     assert outcome.trial.blend.alpha == 0  # nothing to gain: the incumbent itself
+    why = "tries no more: the head alone is right on 60 of 60 select images"
+    assert any(text.startswith(why) for text in diary.messages(EventKind.DECISION))
 
 
 def test_what_only_harms_the_target_leaves_the_incumbent():

@@ -9,7 +9,7 @@ from acclimate_service.training.diagnosis import Failure, Finding
 from acclimate_service.training.interpolate import Blend, Point, Tolerance
 from acclimate_service.training.measure import Change
 from acclimate_service.training.strategies import STRATEGIES
-from acclimate_service.training.trial import Trial, choose, next_strategy
+from acclimate_service.training.trial import Trial, choose, enough, next_strategy
 
 
 def change(*, images=100, lost=0, won=0):
@@ -75,6 +75,16 @@ def test_few_images_are_no_excuse_where_much_is_wrong():
 def test_no_more_is_tried_than_the_time_allows():
     assert following(HEAD, seconds_left=9.0) is None
     assert following(HEAD, trial("tail", won=40), seconds_left=1.0) is None
+
+
+def test_why_no_more_is_tried_is_told():
+    tail = trial("tail", won=40)
+    assert enough([trial("head", won=57)], seconds_left=1e9).startswith(
+        "the head alone is right on 97 of 100 select images"
+    )
+    assert enough([HEAD], seconds_left=9.0) == "9 s are left, and those so far took 10 s"
+    assert "failed in no way" in enough([HEAD, tail], seconds_left=1e9)
+    assert "the answer" in enough([HEAD, tail, trial("deep", won=40)], seconds_left=1e9)
 
 
 @pytest.mark.parametrize(
