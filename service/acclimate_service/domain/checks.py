@@ -175,6 +175,7 @@ def coverage(
     short = {index: minimum - int(counts[index]) for index in expected if counts[index] < minimum}
     labels = [names[i] if i < len(names) else f"#{i}" for i in short]
     needed = len(pairs) + sum(short.values()) if short else None
+    few = "no verify image" if minimum == 1 else f"fewer than {minimum} verify images"
     return _plain(
         f"{name} coverage",
         UNDECIDED if short else Decision.ACCEPT,
@@ -183,8 +184,8 @@ def coverage(
         limit=0.0,
         n=len(pairs),
         needed=needed,
-        message=f"{name}: class {some(labels)} has fewer than {minimum} verify images, so harm to "
-        "it would go unseen; hold out images of it"
+        message=f"{name}: class {some(labels)} has {few}, so harm to it would go unseen; hold out "
+        "images of it"
         if short
         else f"{name}: every class has at least {minimum} verify images",
     )

@@ -146,7 +146,7 @@ def test_a_class_of_the_source_without_verify_images_is_inconclusive() -> None:
     labels = tuple("abcdefghij")
     verdict = judge(BALANCED, Evidence(source=partial, target=GOOD_TARGET, labels=labels))
     assert verdict.decision is Decision.INCONCLUSIVE
-    assert "class e has fewer than 1" in check(verdict, "source coverage").message
+    assert "class e has no verify image" in check(verdict, "source coverage").message
     assert verdict.needed == 271
 
 

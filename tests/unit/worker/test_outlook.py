@@ -84,7 +84,7 @@ def test_looks_wear_out_what_was_enough() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_class_without_a_verify_image_is_told_of(first: bool) -> None:
-    assert "class cap has fewer than 1" in told([80, 80, 0], [10, 10, 10], first=first)
+    assert "class cap has no verify image" in told([80, 80, 0], [10, 10, 10], first=first)
 
 
 def test_a_new_class_is_looked_for_in_the_target() -> None:
