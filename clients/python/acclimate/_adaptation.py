@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 
 from acclimate import _names, _wire
@@ -222,12 +223,13 @@ class AdaptationCalls:
         """
         return Job.named(self._connection, _names.job_name(name))
 
-    def jobs(self, *, model: str = "", state: JobState | None = None) -> list[Job]:
-        """All jobs, or those of one model, or in one state."""
+    def jobs(
+        self, *, model: str = "", state: JobState | None = None, limit: int | None = None
+    ) -> list[Job]:
+        """All jobs, or those of one model, or in one state; the newest first, *limit* at most."""
         request = adaptation_pb2.ListAdaptationJobsRequest(
             model=_names.model_name(model) if model else "", state=_wire.state_number(state)
         )
         pages = self._connection.pages(self._adaptation.ListAdaptationJobs, request)
-        return [
-            Job(self._connection, _wire.job(message)) for page in pages for message in page.jobs
-        ]
+        messages = (message for page in pages for message in page.jobs)
+        return [Job(self._connection, _wire.job(message)) for message in islice(messages, limit)]

@@ -104,6 +104,7 @@ class Service(
         )
         self.events: list[adaptation_pb2.JobEvent] = []
         self.export: list[registry_pb2.ExportModelVersionResponse] = []
+        self.endless_jobs = 0
         self.outstanding = 0  # predictions asked for and not yet answered
         self.most_outstanding = 0
         self.lock = threading.Lock()
@@ -245,7 +246,10 @@ class Service(
         self, request: adaptation_pb2.ListAdaptationJobsRequest, context: grpc.ServicerContext
     ) -> adaptation_pb2.ListAdaptationJobsResponse:
         self._enter("ListAdaptationJobs", request, context)
-        return adaptation_pb2.ListAdaptationJobsResponse(jobs=[self.job])
+        page = self.endless_jobs  # of a list without an end
+        return adaptation_pb2.ListAdaptationJobsResponse(
+            jobs=[self.job] * (page or 1), next_page_token="more" if page else ""
+        )
 
     def CancelAdaptationJob(
         self, request: adaptation_pb2.CancelAdaptationJobRequest, context: grpc.ServicerContext

@@ -461,6 +461,15 @@ def test_versions_that_the_server_is_too_old_for_are_named(
     assert len(listed["versions"]) == 1
 
 
+def test_a_list_of_jobs_says_that_there_are_older_ones(run: Any, service: Service) -> None:
+    service.endless_jobs = 30
+    lines = run("jobs", "--limit", "3").stdout.splitlines()
+    assert len(lines) == 1 + 3 + 1
+    assert "--limit 6" in lines[-1]
+    assert len(run("jobs").stdout.splitlines()) == 1 + 50 + 1
+    assert len(json.loads(run("jobs", "--limit", "70", "--json").stdout)["jobs"]) == 70
+
+
 def test_a_models_policy_is_set_with_a_reason_and_shown(run: Any) -> None:
     words = ("guard", "set", "digits", "--preset", "strict", "--set", "source_margin=0.04")
     assert run(*words).exit_code == 2  # no reason

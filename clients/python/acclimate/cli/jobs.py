@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True)
 
+SHOWN = 50  # jobs in a table, unless more are asked for
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 
@@ -115,17 +117,25 @@ def jobs(
     state: Annotated[
         JobState | None, typer.Option(case_sensitive=False, help="Only those in this state.")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of the newest. Unset: 50, with --json all."),
+    ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs. Its commands follow, show, cancel and force one.
+    """List the jobs, newest first. Its commands follow, show, cancel and force one.
 
     Example: acclimate jobs --state running
     """
     if context.invoked_subcommand is not None:
         return
     with connect(server) as client:
-        found = client.jobs(model=model, state=state)
+        most = limit if as_json or limit else SHOWN
+        found = client.jobs(model=model, state=state, limit=most and most + 1)
+        if model and not found:
+            client.model(model)  # an empty list would hide a mistyped name
+    more, found = most is not None and len(found) > most, found[:most]
     if as_json:
         print_json({"jobs": [job.snapshot for job in found]})
         return
@@ -147,6 +157,8 @@ def jobs(
         empty="no jobs; see `acclimate adapt --help`",
         spare=("KIND", "PHASE"),
     )
+    if more:
+        console.print(f"[dim]and older ones; --limit {2 * len(found)} lists more[/dim]")
 
 
 @app.command()
