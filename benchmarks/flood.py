@@ -12,15 +12,13 @@ nearly all of their calls are refused.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import standing
+from benchmarks import frame, standing
 from benchmarks.load import Call, Load, call, flood, h2load
 
 from acclimate.v1 import inference_pb2
@@ -35,27 +33,19 @@ RATE = 300  # requests a second that each principal may make: more than is asked
 
 def main() -> None:
     """Measure once and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = frame.arguments(__doc__, quick="one round of two seconds")
     parser.add_argument("--seconds", type=float, default=30, help="for each row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", type=float, default=0.5, help="of what the server can do")
     parser.add_argument("--clients", type=int, default=16, help="that are refused, at once")
-    parser.add_argument("--home", type=Path, help="keep the registered model in this folder")
-    parser.add_argument("--quick", action="store_true", help="one round of two seconds")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
         given.seconds, given.rounds = 2, 1
-    with tempfile.TemporaryDirectory(prefix="flood-") as folder:
-        home = given.home or Path(folder)
-        home.mkdir(parents=True, exist_ok=True)
-        size = 64 if given.quick else standing.SIZE
-        if not (home / "acclimate.db").exists():
-            standing.register(home, size=size)
+    size = frame.QUICK_SIZE if given.quick else standing.SIZE
+    with frame.home(given, size=size) as home:
         found = walk(given, home, size)
     show(found)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
+    frame.keep(given, found)
 
 
 def token(home: Path, name: str) -> str:

@@ -11,11 +11,8 @@ of its main thread), its inference threads, or the client.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +23,7 @@ from typing import Any
 import grpc
 import numpy as np
 import onnxruntime
-from benchmarks import standing
+from benchmarks import frame, standing
 from benchmarks.load import Call, call, h2load
 from benchmarks.serving import OIP, requests
 from numpy.typing import NDArray
@@ -225,19 +222,12 @@ def _bottleneck(used: dict[str, float]) -> str:
 
 def main() -> None:
     """Measure once and print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = frame.arguments(__doc__, quick="a fifth of a second for each")
     parser.add_argument("--seconds", type=float, default=2.0, help="about, for each load")
     parser.add_argument("--provider", default="cuda", help="cpu only tries the benchmark itself")
-    parser.add_argument("--home", type=Path, help="keep the registered model in this folder")
-    parser.add_argument("--quick", action="store_true", help="a fifth of a second for each")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     seconds = 0.2 if given.quick else given.seconds
-    with tempfile.TemporaryDirectory(prefix="gpu-serving-") as folder:
-        home = given.home or Path(folder)
-        home.mkdir(parents=True, exist_ok=True)
-        if not (home / "acclimate.db").exists():
-            standing.register(home)
+    with frame.home(given) as home:
         execution = Execution.for_gpu() if given.provider == "cuda" else Execution(threads=2)
         found = {
             "onnxruntime": onnxruntime.__version__,
@@ -246,8 +236,7 @@ def main() -> None:
         best = max(row["rate"] for row in found["raw"] if row["file"] == "fp32")
         loads = over_grpc(home, seconds, provider=given.provider)
         found["served"] = told((row | {"share": row["rate"] / best} for row in loads), SERVED)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
+    frame.keep(given, found)
 
 
 SESSION = {"file": "6", "way": "12", "batch": "6", "threads": "8", "rate": "9.0f"}

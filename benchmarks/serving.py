@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from benchmarks import peers, standing
+from benchmarks import frame, peers, standing
 from benchmarks.load import Call, Load, call, h2load
 from numpy.typing import NDArray
 
@@ -193,26 +191,18 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure once and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = frame.arguments(__doc__, quick="one short round at 64 pixels")
     parser.add_argument("--peers", action="store_true", help="KServe and MLServer beside it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.5, help="about, for each run")
-    parser.add_argument("--home", type=Path, help="keep the registered model in this folder")
-    parser.add_argument("--quick", action="store_true", help="one short round at 64 pixels")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
         given.rounds, given.seconds = 1, 0.5
-    with tempfile.TemporaryDirectory(prefix="serving-") as folder:
-        home = given.home or Path(folder)
-        home.mkdir(parents=True, exist_ok=True)
-        size = 64 if given.quick else standing.SIZE
-        if not (home / "acclimate.db").exists():
-            standing.register(home, size=size)
+    size = frame.QUICK_SIZE if given.quick else standing.SIZE
+    with frame.home(given, size=size) as home:
         found = walk(given, home, size)
     show(found)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
+    frame.keep(given, found)
 
 
 def walk(given: argparse.Namespace, home: Path, size: int) -> dict[str, Any]:

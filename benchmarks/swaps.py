@@ -1,6 +1,7 @@
 """What 200 swaps cost the requests beside them.
 
-    ./run bench swaps [--swaps N] [--period S] [--load SHARE] [--quick] [--json PATH]
+    ./run bench swaps [--swaps N] [--period S] [--load SHARE] [--home FOLDER] [--quick]
+                      [--json PATH]
 
 The alias moves round four versions of EfficientNet-Lite0 whose classes are turned against
 each other, so every move loads a file, warms it, and unloads another. Beside it h2load
@@ -12,9 +13,7 @@ the same load without swaps gives the usual times. The load shares the machine's
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
-from benchmarks import standing
+from benchmarks import frame, standing
 from benchmarks.load import Call, Load, call, h2load
 
 from acclimate import Client
@@ -74,24 +73,19 @@ class Checker:
 
 def main() -> None:
     """Measure once and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = frame.arguments(__doc__, quick="20 swaps at 64 pixels")
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--period", type=float, default=0.75, help="seconds from swap to swap")
     parser.add_argument("--load", type=float, default=0.5, help="of what the server can do")
-    parser.add_argument("--quick", action="store_true", help="20 swaps at 64 pixels")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
         given.swaps = 20
-    with tempfile.TemporaryDirectory(prefix="swaps-") as folder:
-        home = Path(folder)
-        size = 64 if given.quick else standing.SIZE
-        standing.register(home, size=size)
+    size = frame.QUICK_SIZE if given.quick else standing.SIZE
+    with frame.home(given, size=size) as home:
         versions = standing.add_versions(home, 4)
         found = walk(given, home, versions, size)
     show(found)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
+    frame.keep(given, found)
     if found["failed"] or found["mixed"]:
         raise SystemExit("a request failed, or an answer was not its version's")
 
