@@ -251,8 +251,8 @@ class _Engine:
         self, candidate: Candidate, blended: Blend, before: Sequence[Trial]
     ) -> list[Finding]:
         found = []
-        end = blended.curve[-1].source
-        if end is not None and (finding := forgetting(end, limit=self.tolerance.drop)):
+        end, limit = blended.curve[-1].source, self.tolerance.drop
+        if end is not None and (finding := forgetting(end, limit=limit, alpha=blended.alpha)):
             found.append(finding)
         if candidate.stages:
             ceiling = before[0].target_accuracy if before else None

@@ -113,8 +113,11 @@ def underfitting(history: Sequence[Epoch], *, ceiling: float | None) -> Finding 
     )
 
 
-def forgetting(change: Change, *, limit: float) -> Finding | None:
-    """Source-select accuracy of the full candidate fell by more than *limit* (a share)."""
+def forgetting(change: Change, *, limit: float, alpha: float) -> Finding | None:
+    """Source-select accuracy of the full candidate fell by more than *limit* (a share).
+
+    *alpha* is how much of the way from the incumbent is gone after all.
+    """
     if change.drop <= limit:
         return None
     return Finding(
@@ -123,7 +126,9 @@ def forgetting(change: Change, *, limit: float) -> Finding | None:
             f"{change.lost} of {change.images} source images lost and {change.won} won: "
             f"a drop of {change.drop:.1%}, {change.nll_rise:+.3f} nats"
         ),
-        response="blended back towards the incumbent",
+        response="blended back towards the incumbent"
+        if alpha < 1
+        else "taken whole all the same: the gain outweighs a drop that the guard may let pass",
         facts={"drop": change.drop, "lost": change.lost, "won": change.won},
     )
 

@@ -74,10 +74,14 @@ def test_forgetting_is_a_drop_beyond_the_limit_with_its_counts():
     lost = Change(
         images=100, lost=5, won=1, nll_rise=0.2, nll_error=0.1, soft_drop=0.04, soft_error=0.01
     )
-    finding = forgetting(lost, limit=0.01)
+    finding = forgetting(lost, limit=0.01, alpha=0.6)
     assert finding is not None
     assert "5 of 100 source images lost and 1 won" in finding.evidence
-    assert forgetting(lost, limit=0.05) is None
+    assert finding.response == "blended back towards the incumbent"
+    assert forgetting(lost, limit=0.05, alpha=0.6) is None
+    whole = forgetting(lost, limit=0.01, alpha=1.0)
+    assert whole is not None
+    assert whole.response.startswith("taken whole")
 
 
 @pytest.mark.parametrize(
