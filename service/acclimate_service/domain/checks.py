@@ -73,6 +73,7 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
 
     if allowed.within(lost, gained, n):
         reason = f"{at_worst(interval[1])} with {sure(allowed.spent)} confidence"
+        reason += f" at look {allowed.looks + 1}" if allowed.looks else ""
         excluded = points(allowed.margin) if allowed.margin else "that it is no better"
         reason += f", which does not exclude {excluded}" if undecided else ""
     else:

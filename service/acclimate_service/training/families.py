@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,6 +54,11 @@ def _refuse(architecture: Architecture, why: str) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(f"{architecture} {why}", architecture=architecture)
 
 
+def _unknown(architecture: Architecture, why: str, known: Sequence[str]) -> UnsupportedArchitecture:
+    near = difflib.get_close_matches(architecture.name, known, n=3)
+    return _refuse(architecture, f"{why}; near it are {', '.join(near)}" if near else why)
+
+
 def wrong_size(architecture: Architecture, size: int, why: str) -> InvalidSpec:
     """The refusal of images of *size* pixels a side."""
     return InvalidSpec(
@@ -66,7 +73,9 @@ def wrong_size(architecture: Architecture, size: int, why: str) -> InvalidSpec:
 
 def _make_torchvision(architecture: Architecture, *, labels: int, size: int | None) -> nn.Module:
     if architecture.name not in tv.list_models(module=tv):
-        raise _refuse(architecture, "is no image classifier of torchvision")
+        raise _unknown(
+            architecture, "is no image classifier of torchvision", tv.list_models(module=tv)
+        )
     options: dict[str, Any] = {"num_classes": labels}
     if size is not None and architecture.name.startswith("vit_"):
         patch = int(architecture.name.rsplit("_", 1)[1])
@@ -97,7 +106,9 @@ def torchvision_weights(architecture: Architecture, tag: str) -> tv.WeightsEnum:
         UnsupportedArchitecture: there is no such entry; the message lists those there are.
     """
     if architecture.name not in tv.list_models(module=tv):
-        raise _refuse(architecture, "is no image classifier of torchvision")
+        raise _unknown(
+            architecture, "is no image classifier of torchvision", tv.list_models(module=tv)
+        )
     known = tv.get_model_weights(architecture.name)
     if tag and tag not in known.__members__:
         raise _refuse(architecture, f"has no weights {tag!r}, only {', '.join(known.__members__)}")
@@ -132,7 +143,7 @@ def timm_config(architecture: Architecture, tag: str) -> dict[str, Any]:
     """
     name, _, own_tag = architecture.name.partition(".")
     if not timm.is_model(name):
-        raise _refuse(architecture, "is no model of timm")
+        raise _unknown(architecture, "is no model of timm", timm.list_models())
     default = timm.get_pretrained_cfg(name)
     wanted = tag or own_tag or (default.tag if default is not None else "")
     known = timm.models.get_arch_pretrained_cfgs(name)

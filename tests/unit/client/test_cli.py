@@ -188,6 +188,17 @@ def test_a_watched_jobs_end_is_the_exit_code(
     assert lines[-1]["job"]["state"] == state.removeprefix("STATE_")
 
 
+def test_a_registration_that_cannot_work_is_told_how_to_be_taken_back(
+    run: Any, service: Service
+) -> None:
+    service.end(adaptation_pb2.AdaptationJob.STATE_FAILED)
+    service.job.failure_reason = "UNSUPPORTED_ARCHITECTURE"
+    service.job.kind = adaptation_pb2.AdaptationJob.KIND_ADAPT
+    assert "acclimate delete" not in run("jobs", "get", "j1").stdout
+    service.job.kind = adaptation_pb2.AdaptationJob.KIND_BOOTSTRAP
+    assert "acclimate delete models/digits" in run("jobs", "get", "j1").stdout
+
+
 def test_a_story_is_plain_lines_where_there_is_no_terminal(run: Any, service: Service) -> None:
     service.events = story(2)
     verdict = struct_pb2.Struct()

@@ -283,7 +283,7 @@ def test_a_larger_or_slower_file_is_rejected_and_an_unmeasured_one_is_not_judged
 def test_a_worn_out_holdout_is_never_called_a_hundred_percent_sure() -> None:
     verdict = judge(BALANCED, Evidence(source=paired(2000, 0, 0), target=GOOD_TARGET, looks=200))
     message = check(verdict, "source accuracy").message
-    assert "with 99.99992% confidence" in message
+    assert "with 99.99992% confidence at look 201" in message
 
 
 def test_a_verdict_is_plain_json_and_the_same_every_time() -> None:

@@ -261,6 +261,7 @@ def test_depths_follow_the_stages() -> None:
         ("torchvision/fcn_resnet50", "no image classifier of torchvision"),
         ("torchvision/squeezenet1_1", "no known cut"),
         ("timm/no_such_net", "no model of timm"),
+        ("timm/tf_efficientnet_lte0", "near it are tf_efficientnet_lite0"),
         ("timm/resnet18.no_such_tag", "only resnet18.a1_in1k"),
         ("timm/densenet121", "no sequence of blocks"),
         ("timm/resnetv2_50", "not in a linear layer"),

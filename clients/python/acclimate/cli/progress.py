@@ -16,7 +16,7 @@ from rich.text import Text
 from acclimate.cli import verdict
 from acclimate.cli.output import console, percent, short
 from acclimate.cli.spoken import spoken
-from acclimate.resources import EventKind, JobEvent, JobState, Phase
+from acclimate.resources import EventKind, JobEvent, JobKind, JobState, Phase
 
 if TYPE_CHECKING:
     from acclimate.job import Job
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOTES = 8  # decisions and warnings shown at once; the report has them all
 BARS = "▁▂▃▄▅▆▇█"
 BARS_SHOWN = 24
+# What a job without a version yet fails with if its model is not what was meant.
+MISREGISTERED = {"UNSUPPORTED_ARCHITECTURE", "WEIGHTS_UNAVAILABLE", "WEIGHTS_MISMATCH"}
 COLOURS = {
     JobState.SUCCEEDED: "green",
     JobState.REJECTED: "red",
@@ -78,6 +80,10 @@ def show_end(job: Job) -> None:
     if snapshot.failure_reason:
         why = spoken(snapshot.failure_message)
         console.print(f"{snapshot.failure_reason}: {why}", markup=False)
+    if snapshot.failure_reason in MISREGISTERED and job.kind is not JobKind.ADAPT:
+        console.print(
+            f"[dim]registered wrongly? acclimate delete {snapshot.model}, and register again[/dim]"
+        )
     if job.version:
         console.print(f"version [bold]{short(job.version)}[/bold]")
     if job.state in (JobState.SUCCEEDED, JobState.REJECTED, JobState.INCONCLUSIVE):
