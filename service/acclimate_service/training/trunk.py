@@ -179,8 +179,9 @@ class Trunk:
                 shelf = self._cache.shelf(key, (size, size, 3), np.uint8)
             else:
                 blank = torch.zeros(1, 3, size, size, device=self._run.device)
-                shape = tuple(self._forward(0, boundary, blank).shape[1:])
-                shelf = self._cache.shelf(key, shape, np.float16)
+                row = self._passed(0, boundary, blank)
+                assert row is not None, "where one image does not fit, it raises"
+                shelf = self._cache.shelf(key, tuple(row.shape[1:]), np.float16)
             self._shelves[boundary] = shelf
         return self._shelves[boundary]
 
@@ -222,7 +223,8 @@ class Trunk:
         shelf: Shelf,
         parts: list[tuple[Shown, Future[Pixels] | None]],
     ) -> Tensor:
-        tensors = []
+        tensors: list[Tensor] = []
+        computed: list[int] = []  # which of them are pixels yet, to pass the trunk together
         for part, decoding in parts:
             if not len(part):
                 continue
@@ -232,9 +234,14 @@ class Trunk:
             elif decoding is None:
                 tensors.append(self._to_device(torch.from_numpy(rows)).float())
             else:
-                x = self._input(part, rows)
-                # Rounded as a kept row would be: keeping must change nothing.
-                tensors.append(_half(self._forward(0, boundary, x)).float())
+                computed.append(len(tensors))
+                tensors.append(self._input(part, rows))
+        if computed:
+            x = self._forward(0, boundary, torch.cat([tensors[i] for i in computed]))
+            # Rounded as a kept row would be: keeping must change nothing.
+            sizes = [len(tensors[i]) for i in computed]
+            for i, own in zip(computed, torch.split(_half(x).float(), sizes), strict=True):
+                tensors[i] = own
         return self._laid_out(torch.cat(tensors))
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -297,34 +304,55 @@ class Trunk:
         return self._laid_out(normalise(x, self.network.preprocessing))
 
     def _forward(self, below: int, boundary: int, x: Tensor) -> Tensor:
-        """The activations at *boundary* from those at *below*; in halves where memory runs out.
+        """The activations at *boundary* from those at *below*, so many images at a time.
+
+        Always so many, as a short rest is filled up: libraries choose the order of their
+        sums by the number of images, and what one gives must not hang on the others.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
+        passed: list[Tensor] = []
+        begin = 0
+        while begin < len(x):
+            part = x[begin : begin + self._chunk]
+            rows = self._passed(below, boundary, self._filled_up(part))
+            if rows is None:
+                self._halve()
+                continue
+            passed.append(rows[: len(part)])
+            begin += len(part)
+        return passed[0] if len(passed) == 1 else torch.cat(passed)
+
+    def _passed(self, below: int, boundary: int, x: Tensor) -> Tensor | None:
+        """All of *x* at once; None where that takes more memory than there is."""
         stages = self.network.stages[below:boundary]
         for stage in stages:
             stage.eval()
         try:
             with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self._run.on_cuda):
-                passed = x
                 for stage in stages:
-                    passed = stage(passed)
-                return passed
+                    x = stage(x)
+                return x
         except torch.OutOfMemoryError:
             if len(x) == 1:
                 raise
-        # Outside of the handler, whose traceback holds on to what did not fit.
-        self._chunk = max(1, min(self._chunk, len(x) // 2))
+            return None
+
+    def _filled_up(self, part: Tensor) -> Tensor:
+        missing = self._chunk - len(part)
+        if not missing:
+            return part
+        return self._laid_out(torch.cat([part, part.new_zeros(missing, *part.shape[1:])]))
+
+    def _halve(self) -> None:
+        self._chunk //= 2
         if self._run.on_cuda:
             torch.cuda.empty_cache()
         self._run.tell(
             EventKind.WARNING,
             f"out of memory: images now pass the trunk in parts of {self._chunk}",
             chunk=self._chunk,
-        )
-        return torch.cat(
-            [self._forward(below, boundary, part) for part in torch.split(x, self._chunk)]
         )
 
     def _to_device(self, x: Tensor) -> Tensor:
