@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from acclimate_service.domain.examples import Example
 from acclimate_service.domain.model import Preprocessing
@@ -93,3 +94,24 @@ def milliseconds(
             classifier.run(batch, ("probabilities",))
             times.append(clock() - started)
     return [1000 * float(np.quantile(times, _CALM)) for times in seconds]
+
+
+def same_work(one: bytes, other: bytes) -> bool:
+    """Whether two ONNX files run the same nodes, on whatever weights.
+
+    An adaptation changes weights, and seldom anything else.
+    """
+    nodes = [
+        [
+            node.SerializeToString(deterministic=True)
+            for node in onnx.load_from_string(file).graph.node
+        ]
+        for file in (one, other)
+    ]
+    return nodes[0] == nodes[1]
+
+
+def equalled(times: Sequence[float | None]) -> list[float | None]:
+    """The times of files that do the same work: the least, as all beyond it was the machine's."""
+    known = [time for time in times if time is not None]
+    return [min(known) if known else None for _ in times]

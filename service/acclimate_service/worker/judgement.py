@@ -16,7 +16,14 @@ from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
-from acclimate_service.worker.evaluate import Floats, VerifySet, milliseconds, predict
+from acclimate_service.worker.evaluate import (
+    Floats,
+    VerifySet,
+    equalled,
+    milliseconds,
+    predict,
+    same_work,
+)
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.stock import JobImages
 from acclimate_service.worker.story import Story
@@ -88,14 +95,16 @@ def judge_adapted(
     """Run both files on the same verify images and ask the guard."""
     story.enter(Phase.JUDGING)
     old = incumbent.manifest
+    onnx = story.store.blobs.get(old.artifacts.onnx)
     classifiers = [
-        _open(story.store.blobs.get(old.artifacts.onnx), old.artifacts.onnx, len(old.labels),
-              old.preprocessing.size, threads),
+        _open(onnx, old.artifacts.onnx, len(old.labels), old.preprocessing.size, threads),
         _open(candidate.onnx, candidate.artifacts.onnx, len(candidate.labels),
               candidate.preprocessing.size, threads),
     ]  # fmt: skip
     target, *known = _compare(story, classifiers, candidate, images)
     times = _milliseconds(story, classifiers, candidate, images)
+    if same_work(onnx, candidate.onnx):
+        times = equalled(times)
     before, after = (
         FileFacts(bytes=a.onnx_bytes, milliseconds=ms)
         for a, ms in zip((old.artifacts, candidate.artifacts), times, strict=True)
@@ -188,7 +197,7 @@ def _compare(
 
 def _milliseconds(
     story: Story, classifiers: Sequence[Classifier], candidate: Candidate, images: JobImages
-) -> list[float] | list[None]:
+) -> Sequence[float | None]:
     """The time for one image through each file; None where there is no image to time."""
     examples = [e for v in (images.target, *images.known) for e in v.examples]
     if not examples:

@@ -25,7 +25,7 @@ Looks: TypeAlias = Callable[[ModelName, DomainName], int]  # at a domain's verif
 
 
 def foretell(story: Story, job: Job, images: JobImages, labels: Sequence[str], known: int) -> None:
-    """Warn if not even a candidate without a mistake could be accepted.
+    """Warn if a candidate that loses nothing, and gains all there is to gain, is undecided.
 
     Args:
         story: Where to say it.
@@ -38,8 +38,8 @@ def foretell(story: Story, job: Job, images: JobImages, labels: Sequence[str], k
     if verdict.decision is not Decision.ACCEPT:
         story.tell(
             EventKind.WARNING,
-            "too few images are held out: of a version without a mistake the guard would say: "
-            + verdict.summary,
+            "few images are held out: of a version that answers as the incumbent on what that "
+            f"knows, and is right about all else, the guard would say: {verdict.summary}",
             {"needed": verdict.needed},
         )
 
@@ -50,7 +50,8 @@ def at_best(
     """The verdict on a candidate that is right about every verify image.
 
     The incumbent is taken to be right on what it knows, where there is nothing to gain
-    then, and wrong on the target, where all is to be gained.
+    then, and wrong on the target, where all is to be gained. (A candidate that happens to
+    be better than the incumbent on the source needs fewer images there.)
     """
     draft, every = job.draft, len(labels)
     policy = draft.spec.guard

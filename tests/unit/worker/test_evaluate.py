@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from acclimate_service.domain.checks import costs
 from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.verdict import Decision
 from acclimate_service.inference.classifier import Classifier
-from acclimate_service.worker.evaluate import milliseconds
+from acclimate_service.worker.evaluate import equalled, milliseconds, same_work
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
@@ -61,6 +62,34 @@ def test_a_busy_machine_does_not_make_an_equal_file_slower(busy: float) -> None:
 def test_a_file_that_is_three_times_slower_is_seen_on_a_busy_machine(busy: float) -> None:
     least = min(ratio(seed, busy=busy, slower=3.0) for seed in range(200))
     assert least > GuardPolicy().latency_ratio_limit
+
+
+def file(*operators: str, weight: float = 1.0) -> bytes:
+    """An ONNX file with these operators, one after the other, and one weight."""
+    names = [f"x{place}" for place in range(len(operators) + 1)]
+    nodes = [
+        helper.make_node(operator, [names[place], "w"], [names[place + 1]])
+        for place, operator in enumerate(operators)
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+        for name in (names[0], names[-1])
+    ]
+    weights = [helper.make_tensor("w", TensorProto.FLOAT, [1], [weight])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    made: bytes = helper.make_model(graph).SerializeToString()
+    return made
+
+
+def test_files_of_one_graph_do_the_same_work_whatever_their_weights() -> None:
+    assert same_work(file("Mul", "Add"), file("Mul", "Add", weight=2.0))
+    assert not same_work(file("Mul", "Add"), file("Mul", "Add", "Add"))
+    assert not same_work(file("Mul"), file("Add"))
+
+
+def test_the_same_work_takes_the_same_time() -> None:
+    assert equalled([12.0, 31.0]) == [12.0, 12.0]
+    assert equalled([None, None]) == [None, None]
 
 
 def test_the_ratio_decides() -> None:
