@@ -52,7 +52,7 @@ class ServeSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = pydantic.Field(default=50051, ge=0, le=65535)  # 0: any free port, printed
-    metrics_port: int | None = None  # Prometheus; None: off
+    metrics_port: int | None = pydantic.Field(default=None, ge=1, le=65535)  # Prometheus; None: off
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     # Which file of a version answers here, where the guard accepted one; else fp32 does.
     variant: Precision = "fp32"

@@ -152,6 +152,8 @@ def test_a_service_out_of_reach_is_exit_code_5_and_says_the_next_step(run: Any) 
         ["upload", "/nowhere", "--domain", "pens"],
         ["register", "digits", "resnet18"],
         ["models", "--server", "localhost"],
+        ["up", "--port", "99999"],
+        ["upload", ".", "--domain", "pens", "--limit-per-class", "-1"],
         ["register", "digits", "timm/resnet18", "--weights", "/nowhere.pt"],
         ["adapt", "digits", "pens", "--guard-set", "source_margin"],
         ["report", "j1", "--json", "--open"],

@@ -16,6 +16,8 @@ def test_fields_become_options() -> None:
     assert spoken("set spec.extend_labels to grow it") == "set --extend-labels to grow it"
     assert spoken("spec.variants.0: no") == "--variant: no"
     assert spoken("name a version in `base`") == "name a version in --base"
+    assert spoken("overrides.source_margin: no") == "--set source_margin: no"
+    assert spoken("spec.guard_overrides.level: no") == "--guard-set level: no"
     assert spoken("add reason=WHY to guard_overrides") == "add reason=WHY to --guard-set"
 
 

@@ -142,7 +142,9 @@ def upload(
     make: Annotated[
         bool, typer.Option("--create", help="Create the domain first, if it is not there.")
     ] = False,
-    limit_per_class: Annotated[int | None, typer.Option(help="At most so many of each.")] = None,
+    limit_per_class: Annotated[
+        int | None, typer.Option(min=1, help="At most so many of each.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A slice they belong to: camera=3.")] = None,
     request_id: Annotated[
         str, typer.Option(help="Of an upload that broke off, to go on with it.")

@@ -69,8 +69,12 @@ def become(process: str, *words: str, **settings: object) -> NoReturn:
 def serve(
     home: Home = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="0: any free port, printed.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="For Prometheus; unset: off.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: any free one, printed.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="For Prometheus; unset: off.")
+    ] = None,
     provider: Annotated[
         str | None, typer.Option(help="cpu, cuda or tensorrt; never falls back silently.")
     ] = None,

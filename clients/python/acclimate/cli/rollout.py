@@ -24,7 +24,10 @@ def start(
     alias: Alias = "production",
     mode: Annotated[
         RolloutMode,
-        typer.Option(help="SHADOW asks it beside the incumbent; CANARY answers with it."),
+        typer.Option(
+            case_sensitive=False,
+            help="SHADOW asks it beside the incumbent; CANARY answers with it.",
+        ),
     ] = RolloutMode.CANARY,
     share: Annotated[float, typer.Option(help="Of the requests, in (0, 1].")] = 0.1,
     promote: Annotated[

@@ -47,7 +47,8 @@ def up(
         str, typer.Option(envvar="ACCLIMATE_HOST", help="The address to listen on.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(envvar="ACCLIMATE_PORT", help="0: any free port, printed.")
+        int,
+        typer.Option(envvar="ACCLIMATE_PORT", min=0, max=65535, help="0: any free one, printed."),
     ] = 50051,
     device: Annotated[
         str, typer.Option(envvar="ACCLIMATE_DEVICE", help="Where to train: auto, cpu, cuda.")
