@@ -7,9 +7,11 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 from tests.unit.client.fake_service import Service
 
 from acclimate import Client, JobState
+from acclimate.cli import progress
 from acclimate.cli.progress import Story, sparkline
 from acclimate.resources import EventKind, JobEvent, Json, Phase
 from acclimate.v1.adaptation_pb2 import AdaptationJob
@@ -96,6 +98,41 @@ def test_each_strategy_shows_its_last_epoch_and_how_select_rose(story: Story) ->
     row = next(line for line in drawn(story).splitlines() if line.startswith("tail"))
     assert "tail      4/9    0.123  90.0 %  100.0 %" in row
     assert "▁▅ █" in row
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Console:
+    """A terminal of 60 columns and 20 lines."""
+    terminal = Console(
+        file=io.StringIO(), width=60, height=20, soft_wrap=True, force_terminal=True,
+        color_system=None,
+    )  # fmt: skip
+    monkeypatch.setattr(progress, "console", terminal)
+    return terminal
+
+
+def live(story: Story, terminal: Console) -> str:
+    """The display as it is drawn anew while the job runs, in words between blanks."""
+    assert isinstance(terminal.file, io.StringIO)
+    with Live(story.render(), console=terminal, auto_refresh=False):
+        return " ".join(terminal.file.getvalue().split())
+
+
+def test_a_small_terminal_cuts_no_note_and_no_phase(story: Story, small: Console) -> None:
+    story.take(event(0, EventKind.PHASE, Phase.PREPARING))
+    story.take(event(1, EventKind.WARNING, Phase.PREPARING, "few images " * 20 + "hold out more"))
+    text = live(story, small)
+    assert "hold out more" in text
+    assert "judging" in text
+
+
+def test_a_small_terminal_shows_the_newest_notes(story: Story, small: Console) -> None:
+    for number in range(8):
+        story.take(event(1, EventKind.DECISION, Phase.TUNING, f"note {number} " + "word " * 50))
+    text = live(story, small)
+    assert "note 7" in text
+    assert "note 2" not in text
+    assert "earlier notes are in the report" in text
 
 
 def test_only_the_last_notes_are_shown(story: Story) -> None:

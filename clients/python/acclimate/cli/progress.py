@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from acclimate.resources import EventKind, JobEvent, JobKind, JobState, Phase
 if TYPE_CHECKING:
     from acclimate.job import Job
 
+FRAME = 8  # lines of the display beside notes and strategies, folded phases among them
 NOTES = 8  # decisions and warnings shown at once; the report has them all
 BARS = "▁▂▃▄▅▆▇█"
 BARS_SHOWN = 24
@@ -119,9 +121,9 @@ class Story:
         if event.kind is EventKind.EPOCH:
             self._epochs.setdefault(str(event.facts.get("strategy", "")), []).append(event.facts)
         elif event.kind is EventKind.DECISION:
-            self._notes.append(Text(f"→ {event.message}"))
+            self._notes.append(_folded(f"→ {event.message}"))
         elif event.kind is EventKind.WARNING:
-            self._notes.append(Text(f"! {event.message}", style="yellow"))
+            self._notes.append(_folded(f"! {event.message}", style="yellow"))
 
     def end(self) -> None:
         """The story is told."""
@@ -133,13 +135,24 @@ class Story:
         parts: list[RenderableType] = [self._head(), self._phases()]
         if self._epochs:
             parts.append(self._learning())
-        hidden = len(self._notes) - NOTES
-        if hidden > 0:
+        notes = self._newest()
+        if hidden := len(self._notes) - len(notes):
             parts.append(Text(f"  … {hidden} earlier notes are in the report", style="dim"))
-        parts += self._notes[-NOTES:]
+        parts += notes
         if self._state.ended:
             parts.append(Rule(style="dim"))
         return Group(*parts)
+
+    def _newest(self) -> list[Text]:
+        """The last notes: so many as a terminal has room for while it draws them anew."""
+        room = console.height - len(self._epochs) - FRAME
+        shown: list[Text] = []
+        for note in reversed(self._notes[-NOTES:]):
+            room -= math.ceil(note.cell_len / console.width)
+            if shown and room < 0 and not self._state.ended:
+                break
+            shown.append(note)
+        return shown[::-1]
 
     def _now(self) -> float:
         """Seconds since the first event."""
@@ -164,7 +177,7 @@ class Story:
 
     def _phases(self) -> Text:
         """Every phase with its seconds: done, under way, to come."""
-        line = Text()
+        line = _folded("")
         for phase in Phase:
             name = phase.value.lower()
             if phase not in self._spent:
@@ -194,6 +207,11 @@ class Story:
                 _number(last.get("seconds")),
             )
         return table
+
+
+def _folded(text: str, style: str = "") -> Text:
+    """Text that a narrow terminal folds and does not cut."""
+    return Text(text, style=style, no_wrap=False, overflow="fold")
 
 
 def _number(value: object) -> str:
