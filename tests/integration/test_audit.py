@@ -68,10 +68,29 @@ class Acts:
         request = adaptation_pb2.CreateDomainRequest(domain_id="new", labels=["a", "b"])
         return self.adaptation.CreateDomain(request, **self.options).name
 
-    def upload_batch(self) -> str:
+    def delete_domain(self) -> str:
+        name = str(self.store.domains.create(DomainName("stray"), ("red", "green")).name)
+        request = adaptation_pb2.DeleteDomainRequest(name=name, reason=WHY)
+        self.adaptation.DeleteDomain(request, **self.options)
+        return name
+
+    def delete_labeled_batch(self) -> str:
+        self.store.domains.create(DomainName("hasty"), ("red", "green"))
+        name = self.upload_batch("domains/hasty")
+        request = adaptation_pb2.DeleteLabeledBatchRequest(name=name, reason=WHY)
+        self.adaptation.DeleteLabeledBatch(request, **self.options)
+        return name
+
+    def delete_model(self) -> str:
+        name = str(model(self.store, "mistyped"))
+        request = registry_pb2.DeleteModelRequest(name=name, reason=WHY)
+        self.registry.DeleteModel(request, **self.options)
+        return name
+
+    def upload_batch(self, domain: str = "domains/site") -> str:
         seed = len(self.store.audit.list().items)  # another image each time
         example = adaptation_pb2.Example(image=picture(seed), label="red")
-        begin = opening("domains/site", f"r{seed}")
+        begin = opening(domain, f"r{seed}")
         sent = [begin, *items([example]), commit(1, chain_of([example]))]
         answers = list(self.adaptation.UploadBatch(iter(sent), **self.options))
         return answers[-1].committed.name
