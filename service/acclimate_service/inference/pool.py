@@ -74,6 +74,7 @@ class Pool(Generic[T]):
         self._entrance = asyncio.Lock()  # whoever waits for room: one at a time, in order
         self._eased = asyncio.Event()  # something ended that may make room
         self._aliases: dict[str, str] = {}
+        self._pointed: Counter[str] = Counter()  # by how many of them
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
         self._returning: asyncio.TimerHandle | None = None
         # One load at a time: loading is work, and predictions go on beside it.
@@ -148,14 +149,15 @@ class Pool(Generic[T]):
         resident = self._residents.get(version)
         if not cold and (resident is None or resident.leaving):
             raise NotReady(f"{version!r} is not loaded, so {alias!r} stays", name=version)
-        previous = self._aliases.get(alias)
+        previous = self._forget(alias)
         self._aliases[alias] = version
+        self._pointed[version] += 1
         self._trim()
         return previous
 
     def unpoint(self, alias: str) -> str | None:
         """Forget *alias*, and say where it was."""
-        previous = self._aliases.pop(alias, None)
+        previous = self._forget(alias)
         self._trim()
         return previous
 
@@ -167,7 +169,8 @@ class Pool(Generic[T]):
         Raises:
             VersionInUse: an alias points at it.
         """
-        if aliases := self._aliases_of(version):
+        if version in self._pointed:
+            aliases = sorted(alias for alias, at in self._aliases.items() if at == version)
             raise VersionInUse(f"{version!r} serves as {', '.join(aliases)}", name=version)
         resident = self._residents.get(version)
         if resident is None:
@@ -182,12 +185,15 @@ class Pool(Generic[T]):
 
     def resident(self) -> tuple[ResidentVersion, ...]:
         """What is loaded and being loaded, the last used last."""
+        aliases: dict[str, list[str]] = {}
+        for alias, version in sorted(self._aliases.items()):
+            aliases.setdefault(version, []).append(alias)
         loaded = [
             ResidentVersion(
                 version=resident.version,
                 loading=False,
                 leaving=resident.leaving,
-                aliases=self._aliases_of(resident.version),
+                aliases=tuple(aliases.get(resident.version, ())),
                 references=resident.references,
             )
             for resident in self._residents.values()
@@ -214,6 +220,7 @@ class Pool(Generic[T]):
     async def close(self) -> None:
         """Unload everything, in use or not, and end the loading thread."""
         self._aliases.clear()
+        self._pointed.clear()
         loading = dict(self._loading)
         for version in loading.keys() - self._coming.keys():
             loading[version].cancel()  # it waits for room
@@ -267,7 +274,8 @@ class Pool(Generic[T]):
         if not resident.references:
             resident.unused.set()
             self._eased.set()
-            self._trim()
+            if resident.version not in self._pointed:  # by far the most are
+                self._trim()
 
     async def _room_for(self, version: str, footprint: Footprint) -> None:
         """Wait until one more version fits, in the order in which they came."""
@@ -288,7 +296,7 @@ class Pool(Generic[T]):
             residents=self._residents.values(),
             loading=self._coming.values(),
             kept=self._awaited,
-            pointed=set(self._aliases.values()),
+            pointed=self._pointed,
             budget=self._budget,
         )
         for resident in gone or ():
@@ -307,8 +315,13 @@ class Pool(Generic[T]):
 
     def _idle(self) -> list[Resident[T]]:
         """What nothing needs now, the longest unused first."""
-        needed = {*self._aliases.values(), *self._awaited}
-        return [r for r in self._residents.values() if r.idle and r.version not in needed]
+        return [
+            resident
+            for resident in self._residents.values()
+            if resident.idle
+            and resident.version not in self._pointed
+            and resident.version not in self._awaited
+        ]
 
     def _drop(self, resident: Resident[T]) -> None:
         if self._residents.get(resident.version) is resident:
@@ -327,8 +340,13 @@ class Pool(Generic[T]):
         self._returning = None
         self._loader.submit(memory.trim)
 
-    def _aliases_of(self, version: str) -> tuple[str, ...]:
-        return tuple(sorted(alias for alias, at in self._aliases.items() if at == version))
+    def _forget(self, alias: str) -> str | None:
+        previous = self._aliases.pop(alias, None)
+        if previous is not None:
+            self._pointed[previous] -= 1
+            if not self._pointed[previous]:
+                del self._pointed[previous]
+        return previous
 
 
 def _step_back(nice: int) -> None:
