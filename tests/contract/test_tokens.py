@@ -96,7 +96,7 @@ def test_a_rotated_token_is_good_until_its_overlap_ends(
     clock.advance(DAY.total_seconds() + 1)
     assert not server.lets_in(old.secret)
     assert server.lets_in(new.secret)
-    with pytest.raises(NotFound, match="live token of .nobody"):
+    with pytest.raises(NotFound, match="live token of 'nobody'"):
         store.tokens.rotate("nobody", overlap=DAY, lifetime=None, by="ada")
 
 
