@@ -199,6 +199,7 @@ class _Tuning:
                 best = snapshot(self.network, self.trained)
             optimiser.average_out()
             if score is not None and epoch - best_epoch >= self._patience(first, best_score):
+                self._tell_end(epoch, best_epoch)
                 break
         self._note_overfitting()
         return best, best_epoch
@@ -307,6 +308,14 @@ class _Tuning:
             **asdict(line),
         )
         return scores
+
+    def _tell_end(self, epoch: int, best_epoch: int) -> None:
+        name, since = self.strategy.name, f"epoch {best_epoch}" if best_epoch else "the start"
+        self.run.tell(
+            EventKind.DECISION,
+            f"ended {name} after {epoch} epochs: no select image gained since {since}",
+            strategy=name,
+        )
 
     def _note_overfitting(self) -> None:
         finding = overfitting(self.history)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from tests.unit.training import tiny
@@ -13,7 +14,7 @@ from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import MIN_STEPS, Listed
 from acclimate_service.training.diagnosis import Failure
 from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS, PATIENCE
-from acclimate_service.training.measure import evaluate
+from acclimate_service.training.measure import Scores, evaluate
 from acclimate_service.training.optimiser import Optimiser, restore
 from acclimate_service.training.run import Cancelled
 from acclimate_service.training.strategies import STRATEGIES
@@ -239,6 +240,29 @@ def test_stages_that_have_paid_are_given_half_of_all_epochs_to_pay_more():
     assert waited["head"] in (PATIENCE, 120 - head.best_epoch)
     assert waited["tail"] in (15, 30 - tail.best_epoch)
     assert waited["tail"] > PATIENCE
+
+
+def scripted(monkeypatch, *accuracies):
+    """Let select images be answered this well before training and after each epoch."""
+    asked = iter(accuracies)
+
+    def evaluate(*_given, **_more):
+        margin = np.where(np.arange(100) < 100 * next(asked), 50.0, -50.0)
+        return Scores(margin=margin, nll=np.zeros(100))
+
+    monkeypatch.setattr(finetune, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize(
+    ("first", "epochs", "since"), [(0.6, 11, "epoch 1"), (0.49, 5, "the start")]
+)
+def test_training_that_gains_nothing_for_long_says_since_when(first, epochs, since, monkeypatch):
+    scripted(monkeypatch, 0.5, first, *[0.49] * 20)
+    diary = tiny.Diary()
+    assert len(tiny.learn("tail", epochs=20, on_event=diary).history) == epochs
+    assert diary.messages(EventKind.DECISION)[-1] == (
+        f"ended tail after {epochs} epochs: no select image gained since {since}"
+    )
 
 
 def test_gradual_unfreezing_begins_with_the_last_stage():
