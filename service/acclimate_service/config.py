@@ -6,24 +6,33 @@ option of the same name. The defaults are the embedded form: SQLite and a folder
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import pydantic
 import pydantic_settings
+import structlog
 
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.model import Precision
 from acclimate_service.store import Bucket
+
+PREFIX = "ACCLIMATE_"
+# The command line's own, which may share an environment with the processes that it starts.
+CLIENT = ("SERVER", "TOKEN", "TLS_CA", "TLS_NAME", "TLS_CERTIFICATE", "TLS_KEY")
+# What Kubernetes puts into every container for a Service named "acclimate".
+LINKS = ("SERVICE_HOST", "SERVICE_PORT", "PORT_")
 
 
 class Settings(pydantic_settings.BaseSettings):
     """What both processes need: where things are kept."""
 
     model_config = pydantic_settings.SettingsConfigDict(
-        env_prefix="ACCLIMATE_", frozen=True, extra="ignore"
+        env_prefix=PREFIX, frozen=True, extra="ignore"
     )
 
     home: Path = Path("acclimate-data")  # the blob folder, the SQLite file, caches
@@ -118,17 +127,37 @@ Read = TypeVar("Read", bound=Settings)
 
 
 def read(kind: type[Read]) -> Read:
-    """The settings of the environment.
+    """The settings of the environment; names in it that are none are told in the log.
 
     Raises:
         InvalidSpec: one has a value that it cannot have; its variable is named, and what is
             wrong, but not the value, which may be a secret.
     """
+    if strange := unknown(os.environ):
+        structlog.get_logger(__name__).warning("no settings, ignored", names=strange)
     try:
         return kind()
     except pydantic.ValidationError as error:
         told = "; ".join(
-            f"ACCLIMATE_{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg']}"
+            f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg']}"
             for each in error.errors(include_url=False, include_input=False)
         )
         raise InvalidSpec(told) from None
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Of these environment variables, those meant for Acclimate that are no settings of it.
+
+    Each with the setting that was likely meant, where one is near: ``ACCLIMATE_QUEU
+    (ACCLIMATE_QUEUE?)``.
+    """
+    fields = {**ServeSettings.model_fields, **WorkSettings.model_fields}
+    known = {PREFIX + name for name in (*CLIENT, *(field.upper() for field in fields))}
+    strange = []
+    for name in sorted(names):
+        rest = name.removeprefix(PREFIX)
+        if rest == name or name in known or rest.startswith(LINKS):
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        strange.append(f"{name} ({near[0]}?)" if near else name)
+    return strange

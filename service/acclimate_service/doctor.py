@@ -116,6 +116,18 @@ def gpu() -> Iterator[Finding]:
             yield Finding(what=what, level=level, told=answer.told, advice=advice)
 
 
+def settings() -> Iterator[Finding]:
+    """Whether the environment names settings that there are none of: a typo is a default."""
+    answer = tried(_ASK_SETTINGS)
+    if answer.worked and answer.told != "all are known":
+        yield Finding(
+            what="settings",
+            level=Level.WARNING,
+            told=f"ignored, as there are no such settings: {answer.told}",
+            advice="correct the names, or take the variables out of the environment",
+        )
+
+
 def folder(home: Path) -> Iterator[Finding]:
     """Whether the home folder can hold a store: rights, locks, durability, space."""
     place = next(path for path in (home, *home.parents) if path.exists())
@@ -242,6 +254,11 @@ except ServiceError as error:
 print(f"can be written, read, listed and deleted; all four took "
       f"{(time.monotonic() - began) * 1e3:.0f} ms")
 """
+_ASK_SETTINGS = """
+import os
+from acclimate_service import config
+print(", ".join(config.unknown(os.environ)) or "all are known")
+"""
 _TORCH_ON_GPU = "import torch; print(torch.ones(2, device='cuda').sum().item())"
 _ORT_ON_GPU = """
 import onnxruntime
@@ -287,6 +304,7 @@ def examinations(home: Path, url: str, blobs: str = "") -> list[Callable[[], Ite
         runtimes,
         torch_pair,
         gpu,
+        settings,
         lambda: folder(home),
         lambda: store(url, local),
         *([lambda: bucket(blobs)] if far else []),

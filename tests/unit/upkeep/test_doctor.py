@@ -33,6 +33,13 @@ def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.Mo
     assert "acclimate[serve" in serving.advice
 
 
+def test_a_variable_that_is_no_setting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCLIMATE_DATABSE_URL", "postgresql://")
+    (found,) = doctor.settings()
+    assert found.level is Level.WARNING
+    assert "ACCLIMATE_DATABSE_URL (ACCLIMATE_DATABASE_URL?)" in found.told
+
+
 def test_a_folder_is_examined_without_being_made(tmp_path: Path) -> None:
     home = tmp_path / "not" / "yet"
     assert of(list(doctor.folder(home)), "folder").level is Level.GOOD
