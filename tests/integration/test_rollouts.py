@@ -24,8 +24,8 @@ from acclimate.errors import Conflict, InvalidRequest
 from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.rollouts import Rollout, RolloutMode, RolloutState
 from acclimate_service.domain.names import ModelName, VersionName
-from acclimate_service.rpc.rollouts import Trials
 from acclimate_service.rpc.server import Limits
+from acclimate_service.rpc.trials import Trials
 from acclimate_service.store import Store
 
 RED, BLUE = plain((250, 0, 0)), plain((0, 0, 250))

@@ -20,8 +20,8 @@ from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc import convert_predictions as convert
 from acclimate_service.rpc import fields
 from acclimate_service.rpc.bounds import Gate, Lane
-from acclimate_service.rpc.rollouts import Asked
 from acclimate_service.rpc.served import Served
+from acclimate_service.rpc.trials import Asked
 from acclimate_service.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]

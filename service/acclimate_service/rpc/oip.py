@@ -27,8 +27,8 @@ from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.caller import caller
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import deadline
-from acclimate_service.rpc.rollouts import Asked
 from acclimate_service.rpc.served import Served
+from acclimate_service.rpc.trials import Asked
 from acclimate_service.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -42,8 +42,8 @@ from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.opening import Opening
-from acclimate_service.rpc.rollouts import Asked, Trials
 from acclimate_service.rpc.targets import target_of
+from acclimate_service.rpc.trials import Asked, Trials
 from acclimate_service.store import Store
 
 T = TypeVar("T")
