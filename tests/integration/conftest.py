@@ -12,7 +12,7 @@ from tests.integration.rpc_server import Service, fresh_store, running
 from acclimate_service.rpc.server import Limits
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not longer: other folders' tests read the log
 def quiet() -> Iterator[None]:
     """Only what nobody expected is worth a line between the tests' names."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
