@@ -324,12 +324,12 @@ def test_of_what_was_not_accepted_no_variant_is_made(shop: Shop) -> None:
 
 def test_each_kind_of_variant_has_looks_of_its_own(shop: Shop) -> None:
     jobs = shop.store.jobs
-    versions, int8 = jobs.looks(shop.name, BRIGHT), jobs.variant_looks(shop.name, BRIGHT, "int8")
+    versions, int8 = jobs.looks(shop.name, None), jobs.variant_looks(shop.name, None, "int8")
     shop.make()
     shop.make("int8", "fp16")  # fp16 is not judged without a GPU
-    assert jobs.looks(shop.name, BRIGHT) == versions + 2
-    assert jobs.variant_looks(shop.name, BRIGHT, "int8") == int8 + 1
-    assert jobs.variant_looks(shop.name, BRIGHT, "fp16") == 0
+    assert jobs.looks(shop.name, None) == versions + 2
+    assert jobs.variant_looks(shop.name, None, "int8") == int8 + 1
+    assert jobs.variant_looks(shop.name, None, "fp16") == 0
 
 
 def test_a_variant_whose_file_was_changed_on_the_disk_is_not_served(

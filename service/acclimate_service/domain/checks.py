@@ -26,16 +26,14 @@ _ASSUMED = 0.01
 
 def tolerance(policy: GuardPolicy, role: str, evidence: Evidence) -> Tolerance:
     """The limits of *role*: "source", "target" or "earlier"."""
-    looks = evidence.looks
     if role == "target":
         better = policy.target_goal == "better"
         limit, margin = 0.0, 0.0 if better else policy.target_margin
-        looks = looks if evidence.target_looks is None else evidence.target_looks
     elif role == "source":
         limit, margin = policy.source_drop_limit, policy.source_margin
     else:
         limit, margin = policy.earlier_drop_limit, policy.earlier_margin
-    return Tolerance(limit=limit, margin=margin, level=policy.level, looks=looks)
+    return Tolerance(limit=limit, margin=margin, level=policy.level, looks=evidence.looks)
 
 
 def sound_probabilities(name: str, probabilities: Floats) -> Check | None:

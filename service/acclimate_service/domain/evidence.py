@@ -87,9 +87,8 @@ class Evidence:
     Without a ``target`` nothing new was learnt, as in a variant of a version: all that
     counts is what might be lost.
 
-    ``looks`` counts how often verify sets of this model were looked at before;
-    ``target_looks`` how often the target's own was, if that is known to be less
-    (a domain that is new). ``label_suspects`` and ``held_out_suspects`` are the shares
+    ``looks`` counts the candidates for the same target that were judged before, each on
+    all of the sets. ``label_suspects`` and ``held_out_suspects`` are the shares
     of the target's train labels, and of its verify labels, that were screened as
     suspect; ``earlier`` holds every domain accepted before; ``labels`` are the
     candidate's class names, for messages.
@@ -99,7 +98,6 @@ class Evidence:
     target: Paired | None
     earlier: tuple[Paired, ...] = ()
     looks: int = 0
-    target_looks: int | None = None
     label_suspects: float = 0.0
     held_out_suspects: float = 0.0
     labels: tuple[str, ...] = ()
@@ -107,7 +105,7 @@ class Evidence:
     candidate_file: FileFacts | None = None
 
     def __post_init__(self) -> None:
-        if self.looks < 0 or (self.target_looks or 0) < 0:
+        if self.looks < 0:
             raise InvalidSpec("looks must not be negative")
         if not all(0 <= s <= 1 for s in (self.label_suspects, self.held_out_suspects)):
             raise InvalidSpec("label_suspects and held_out_suspects are shares in [0, 1]")

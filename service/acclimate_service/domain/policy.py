@@ -66,8 +66,8 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     all the same (``label_suspects_use``); it is reported in any case, and beyond a share
     of ``label_suspects_limit`` nothing that was trained beside it is accepted.
 
-    ``level`` is the chance, over *all* looks at the holdouts of a model together,
-    that a candidate is let through whose true drop is as large as a margin.
+    ``level`` is the chance, over *all* candidates for one target domain together, that one
+    is let through whose true drop is as large as a margin. Each target domain has its own.
     """
 
     base: Preset = "balanced"

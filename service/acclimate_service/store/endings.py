@@ -137,24 +137,3 @@ def force(tx: Transaction, name: JobName, who: str, why: str) -> ModelVersion:
         manifest=manifest,
     )
     return versions.create(tx, job.draft.model, name, new, forced_by=who, forced_reason=why)
-
-
-def looks(tx: Transaction, model: str, domain: str) -> int:
-    """How many jobs of *model* were judged on the verify images of *domain*."""
-    table = schema.looks
-    count: int = tx.scalar(
-        sa.select(sa.func.count()).where(table.c.model == model, table.c.domain == domain)
-    )
-    return count
-
-
-def variant_looks(tx: Transaction, model: str, domain: str, variant: str) -> int:
-    """How many of these jobs also judged a *variant* of this name beside their version."""
-    table, jobs = schema.looks, schema.jobs
-    rows = tx.rows(
-        sa.select(jobs.c.summary)
-        .join(table, table.c.job == jobs.c.id)
-        .where(table.c.model == model, table.c.domain == domain)
-    )
-    tried = (one for row in rows for one in row.summary.get("variants", ()))
-    return sum(one["variant"] == variant and one["decision"] is not None for one in tried)

@@ -21,7 +21,7 @@ from acclimate_service.domain.job import (
 )
 from acclimate_service.domain.model import Manifest, Reduced
 from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName, VersionName
-from acclimate_service.store import endings, events, leases, queue
+from acclimate_service.store import endings, events, leases, looks, queue
 from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.endings import Ending
 from acclimate_service.store.engine import Database
@@ -89,13 +89,13 @@ class Jobs:
         """See :func:`~acclimate_service.store.events.after`."""
         return self._database.read(events.after, name, after, limit)
 
-    def looks(self, model: ModelName, domain: DomainName) -> int:
-        """See :func:`~acclimate_service.store.endings.looks`."""
-        return self._database.read(endings.looks, model.model, domain.domain)
+    def looks(self, model: ModelName, target: DomainName | None) -> int:
+        """See :func:`~acclimate_service.store.looks.looks`."""
+        return self._database.read(looks.looks, model, target)
 
-    def variant_looks(self, model: ModelName, domain: DomainName, variant: Reduced) -> int:
-        """See :func:`~acclimate_service.store.endings.variant_looks`."""
-        return self._database.read(endings.variant_looks, model.model, domain.domain, variant)
+    def variant_looks(self, model: ModelName, target: DomainName | None, variant: Reduced) -> int:
+        """See :func:`~acclimate_service.store.looks.variant_looks`."""
+        return self._database.read(looks.variant_looks, model, target, variant)
 
     # ── for workers ──────────────────────────────────────────────────────────
 

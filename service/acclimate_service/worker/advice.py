@@ -84,13 +84,14 @@ def _serve(told: Told) -> list[Step]:
 
 def _refresh(told: Told) -> list[Step]:
     looks = 0 if told.verdict is None else told.verdict.measurements.looks
-    if looks < WORN or not told.job.source:
+    if looks < WORN or not (told.job.source and told.job.target):
         return []
     source = short(told.job.source)
     return [
         Step(
-            text=f"Hold out new images of {source}: its verify images have been looked at by "
-            f"{looks} jobs before, and each look leaves less certainty to the next.",
+            text=f"Hold out new images of {source}: {looks} candidates for "
+            f"{short(told.job.target)} were judged by its verify images before, and each look "
+            "leaves less certainty to the next one's.",
             command=f"acclimate upload FOLDER --domain {source} --role holdout",
         )
     ]

@@ -113,14 +113,12 @@ def judge_adapted(
     source = next((c for c in known if c.verify.name == str(draft.source)), None)
     if draft.source == draft.target:
         source = target
-    jobs = story.store.jobs
     assert draft.target is not None
     evidence = Evidence(
         source=None if source is None else source.paired(),
         target=target.paired(),
         earlier=tuple(c.paired() for c in known if c is not source),
-        looks=0 if draft.source is None else jobs.looks(draft.model, draft.source),
-        target_looks=jobs.looks(draft.model, draft.target),
+        looks=story.store.jobs.looks(draft.model, draft.target),
         label_suspects=screened.train.share,
         held_out_suspects=screened.verify.share,
         labels=candidate.labels,

@@ -21,7 +21,7 @@ from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.stock import JobImages
 from acclimate_service.worker.story import Story
 
-Looks: TypeAlias = Callable[[ModelName, DomainName], int]  # at a domain's verify images before
+Looks: TypeAlias = Callable[[ModelName, DomainName], int]  # candidates for a target before
 
 
 def foretell(story: Story, job: Job, images: JobImages, labels: Sequence[str], known: int) -> None:
@@ -65,8 +65,7 @@ def at_best(
         source=source,
         target=target,
         earlier=tuple(sets.values()),
-        looks=0 if draft.source is None else looks(draft.model, draft.source),
-        target_looks=looks(draft.model, draft.target),
+        looks=looks(draft.model, draft.target),
         labels=labels,
     )
     return judge(policy, evidence)

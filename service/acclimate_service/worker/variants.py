@@ -2,8 +2,8 @@
 
 A variant answers for its version, so it is weighed as a candidate is: by the job's own
 guard, image by image beside the fp32 file, on every domain that the version knows. No
-version descends from a variant, so each kind of them has the guard's level to itself:
-its own looks at the verify images count, and cost the versions nothing. One that is
+version descends from a variant, so each kind of them has the guard's level to itself,
+at each target domain: its own looks count, and cost the versions nothing. One that is
 refused, or cannot be made, costs the job nothing; the story and the report say why.
 """
 
@@ -218,16 +218,13 @@ class Bench:
     ) -> Verdict:
         draft, jobs = self.job.draft, self.story.store.jobs
         source = next((one for one in compared if one.verify.name == str(draft.source)), None)
-        looks = (
-            0 if draft.source is None else jobs.variant_looks(draft.model, draft.source, precision)
-        )
         return judge(
             draft.spec.guard,
             Evidence(
                 source=None if source is None else source.paired(),
                 target=None,
                 earlier=tuple(one.paired() for one in compared if one is not source),
-                looks=looks,
+                looks=jobs.variant_looks(draft.model, draft.target, precision),
                 labels=self.candidate.labels,
                 incumbent_file=fp32,
                 candidate_file=file,

@@ -86,7 +86,7 @@ def test_as_many_images_as_needed_do_decide_at_the_next_look(
     assert first.needed is not None
     scale = first.needed / n
     more = paired(first.needed, round(lost * scale), round(gained * scale))
-    second = judge(BALANCED, Evidence(source=more, target=GOOD_TARGET, looks=1, target_looks=0))
+    second = judge(BALANCED, Evidence(source=more, target=GOOD_TARGET, looks=1))
     assert check(second, "source accuracy").decision is not Decision.INCONCLUSIVE
 
 
@@ -396,7 +396,6 @@ def test_outcomes_that_are_not_paired_are_refused(wrong: dict[str, object]) -> N
     "wrong",
     [
         {"looks": -1},
-        {"target_looks": -1},
         {"label_suspects": 1.5},
         {"earlier": (GOOD_SOURCE, GOOD_SOURCE)},
     ],

@@ -93,7 +93,6 @@ def drawn(at: Scene) -> Document:
             target=target.paired(),
             earlier=tuple(one.paired() for one in known),
             looks=at.looks,
-            target_looks=0,
             label_suspects=0.02,
             labels=at.labels,
             incumbent_file=files[0],

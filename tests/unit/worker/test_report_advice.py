@@ -54,7 +54,7 @@ def test_an_alias_that_moved_can_be_moved_back() -> None:
 def test_a_holdout_that_was_often_looked_at_is_to_be_renewed() -> None:
     told = adapted(Scene(source_images=3000, looks=5, source_lost=0.0, source_gained=0.01))
     assert told["verdict"]["decision"] == "ACCEPT"
-    assert "looked at by 5 jobs before" in texts(told)
+    assert "5 candidates for webcam were judged by its verify images before" in texts(told)
 
 
 def test_undecided_names_the_domain_and_how_many_images_to_hold_out() -> None:

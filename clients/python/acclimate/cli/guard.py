@@ -82,7 +82,7 @@ def plan(
     preset: Annotated[str, typer.Option(help="balanced, strict or exploratory.")] = "balanced",
     drop: Annotated[float, typer.Option(help="The true drop you expect; 0 is none.")] = 0.0,
     looks: Annotated[
-        int, typer.Option(help="How often the model's holdout was judged on before.")
+        int, typer.Option(help="How many versions for the same domain were judged before.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
