@@ -24,7 +24,7 @@ SIGNATURE = b"\xff\xd8\xff"
 MAX_PIXEL_SCANS = 400_000_000
 MAX_SEGMENTS = 4096
 
-_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_START_OF_SCAN, _END_OF_IMAGE, _APP1, _TEMPORARY = 0xDA, 0xD9, 0xE1, 0x01
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STRIP = 64  # rows converted at once, to keep the peak of memory low
 
@@ -78,6 +78,7 @@ def decode(encoded: bytes, header: JpegHeader) -> NDArray[np.uint8]:
     """
     _check_scans(encoded, header)
     try:
+        _check_frame(encoded, header)
         # Exact transforms and upsampling: the fast ones are 5 % faster, and another image.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             encoded,
@@ -92,9 +93,14 @@ def decode(encoded: bytes, header: JpegHeader) -> NDArray[np.uint8]:
             raise _refusal(Flaw.TRUNCATED, said) from error
         flaw = Flaw.UNSUPPORTED if "subsampling" in said else Flaw.CORRUPT
         raise _refusal(flaw, said) from error
-    if pixels.shape[:2] != (header.height, header.width):
-        raise _refusal(Flaw.CORRUPT, f"its frame header is not that of its {pixels.shape} pixels")
     return _from_cmyk(pixels) if header.components == 4 else pixels
+
+
+def _check_frame(encoded: bytes, header: JpegHeader) -> None:
+    """Refuse what libjpeg would find another size in than was held against the limits."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    if (width, height) != (header.width, header.height):
+        raise _refusal(Flaw.CORRUPT, f"it has a second frame, of {width} x {height} pixels")
 
 
 def _check_scans(encoded: bytes, header: JpegHeader) -> None:
@@ -122,6 +128,9 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
         code = match[1][0]
         if code == _END_OF_IMAGE:
             return
+        if code == _TEMPORARY:
+            # It has no length: whoever reads one skips what libjpeg takes for segments.
+            raise _refusal(Flaw.CORRUPT, f"a marker at byte {match.start()} is for encoders alone")
         start = match.end() + 2
         length = int.from_bytes(encoded[match.end() : start], "big")
         position = match.end() + length

@@ -80,11 +80,26 @@ def large(mode: str, codec: str, side: int, **options: object) -> bytes:
     return file.getvalue()
 
 
-def many_scans(side: int, scans: int) -> bytes:
+def many_scans(side: int, scans: int, before: bytes = b"") -> bytes:
     """A progressive JPEG that goes over its pixels again and again."""
     file = large("L", "JPEG", side, progressive=True, quality=10)
     last = file.rindex(b"\xff\xda")
-    return file[:last] + file[last:-2] * scans + b"\xff\xd9"
+    return file[:last] + before + file[last:-2] * scans + b"\xff\xd9"
+
+
+def hidden_frame(width: int, height: int) -> bytes:
+    """A JPEG of width x height to libjpeg, and a small one to who gives the marker TEM a length.
+
+    That length would be the first two bytes of the true frame, and what it leads to is, to
+    libjpeg, within a comment.
+    """
+    small, true = saved("JPEG"), resized_jpeg(width, height)
+    start = true.index(b"\xff\xc0")
+    end = start + 2 + int.from_bytes(true[start + 2 : start + 4], "big")
+    frame, false = true[start:end], small[start:end]
+    filler = bytes(0xFFC0 - len(frame) - 4)
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(filler) + len(false)) + filler
+    return true[:start] + b"\xff\x01" + frame + comment + false + true[end:]
 
 
 def lossless_webp(width: int, height: int) -> bytes:
@@ -141,6 +156,8 @@ KINDS: dict[str, tuple[Callable[[], bytes], Flaw]] = {
     ),
     "a JPEG that claims more than it holds": (lambda: resized_jpeg(4000, 4000), Flaw.TRUNCATED),
     "a JPEG of endless scans": (lambda: many_scans(5000, 900), Flaw.TOO_MUCH_WORK),
+    "a JPEG that hides its frame": (lambda: hidden_frame(20_000, 20_000), Flaw.CORRUPT),
+    "a JPEG that hides its scans": (lambda: many_scans(5000, 1570, b"\xff\x01"), Flaw.CORRUPT),
     "a JPEG of endless segments": (
         lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 900_000 + saved("JPEG")[2:],
         Flaw.TOO_MUCH_WORK,
