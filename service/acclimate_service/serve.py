@@ -252,7 +252,8 @@ def _announced(settings: ServeSettings, port: int) -> Iterator[None]:
         structlog.get_logger(__name__).error("port not written", port=port, message=str(error))
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # an earlier server's port would mislead
-    print(f"acclimate serving on {settings.host}:{port}", flush=True)  # noqa: T201  # for whoever started this
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"acclimate serving on {host}:{port}", flush=True)  # noqa: T201  # for whoever started this
     try:
         yield
     finally:

@@ -28,6 +28,8 @@ Answer = TypeVar("Answer")
 Page = TypeVar("Page", bound=_Page)
 
 STREAM_SECONDS = 300.0  # the deadline of one resumable stream; the next one goes on from there
+BULK_SECONDS = 3600.0  # of a call that carries a model's files, whose size sets its time
+LOAD_SECONDS = 300.0  # of a call that loads a version before it answers, as the service allows
 FIRST_DELAY = 0.1  # seconds
 LAST_DELAY = 3.0
 
@@ -39,6 +41,11 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A server that froze, or a network that is gone, is noticed within half a minute: the
+    # deadlines of streams and of files are longer. Without the third it takes a minute more.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 
 import grpc
 
 from acclimate import _images, _names, _wire
-from acclimate._connection import STREAM_SECONDS, Connection
+from acclimate._connection import STREAM_SECONDS, Connection, Patience
 from acclimate._images import Image
+from acclimate._questions import Questions
 from acclimate._status import error_of
+from acclimate.errors import DeadlineExceeded, Unavailable
 from acclimate.resources import Prediction, Refusal, VersionStatistics
 from acclimate.rollouts import Drift
 from acclimate.v1 import inference_pb2, inference_pb2_grpc
-
-STREAM_IN_FLIGHT = 32  # requests
 
 
 class InferenceCalls:
@@ -118,11 +117,12 @@ class InferenceCalls:
         """Predict on a stream of images: one answer each, in their order, as they come.
 
         A refused image costs only itself. *images* is read on another thread, at
-        most ``STREAM_IN_FLIGHT`` images ahead of the answers. Unlike `predict`, a
-        broken stream is not repeated.
+        most ``STREAM_IN_FLIGHT`` images ahead of the answers, for as long as it lasts. What
+        a broken connection left without an answer is asked again.
 
         Raises:
-            AcclimateError: the stream as a whole failed.
+            AcclimateError: the stream as a whole was refused, or the service stayed away
+                for longer than the client's patience.
         """
         wanted = _images.Wanted(
             model=_names.served_name(model),
@@ -134,25 +134,38 @@ class InferenceCalls:
             routing_key=routing_key,
             domain=domain,
         )
-        sending = _Sending(_images.requests(images, wanted, at_most=1))
+        questions = Questions(_images.requests(images, wanted, at_most=1))
+        patience = Patience(self._connection.patience)
+        try:
+            while not questions.done:
+                try:
+                    for message in self._attempt(questions):
+                        patience.renew()
+                        yield from _answers(message)
+                    if not questions.done:
+                        patience.wait(Unavailable("the stream ended early", reason="STREAM_ENDED"))
+                except grpc.RpcError as failure:
+                    error = error_of(failure)
+                    if isinstance(error, DeadlineExceeded) and not questions.waiting:
+                        patience.renew()  # nothing was asked for so long
+                    if questions.error is None:
+                        patience.wait(error)
+                if questions.error is not None:
+                    raise questions.error
+        finally:
+            questions.stop()
+
+    def _attempt(self, questions: Questions) -> Iterator[inference_pb2.PredictStreamResponse]:
+        """The answers of one call to the questions that have none."""
         call = self._inference.PredictStream(
-            sending, timeout=STREAM_SECONDS, metadata=self._connection.metadata
+            questions.again(), timeout=STREAM_SECONDS, metadata=self._connection.metadata
         )
         try:
             for message in call:
-                sending.answered()
-                if message.WhichOneof("part") == "refusal":
-                    yield Refusal(reason=message.refusal.reason, message=message.refusal.message)
-                else:
-                    yield from _wire.predictions(message.response)
-        except grpc.RpcError as failure:
-            if sending.error is None:
-                raise error_of(failure) from None
+                questions.answered()
+                yield message
         finally:
-            sending.stop()
             call.cancel()
-        if sending.error is not None:
-            raise sending.error
 
     def statistics(self, model: str, *, timeout: float | None = None) -> list[VersionStatistics]:
         """What the server was asked of a model's versions since it started, newest first.
@@ -167,40 +180,7 @@ class InferenceCalls:
         return [_wire.version_statistics(message) for message in answer.statistics]
 
 
-class _Sending:
-    """The requests of a stream, at most ``STREAM_IN_FLIGHT`` of them unanswered.
-
-    gRPC reads it on a thread of its own, and swallows what is raised there: an
-    error of the caller's iterable is kept for the caller instead.
-    """
-
-    def __init__(self, requests: Iterator[inference_pb2.PredictRequest]) -> None:
-        self._requests = requests
-        self._room = threading.Semaphore(STREAM_IN_FLIGHT)
-        self._stopped = False
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[inference_pb2.PredictRequest]:
-        return self
-
-    def __next__(self) -> inference_pb2.PredictRequest:
-        self._room.acquire()
-        if self._stopped:
-            raise StopIteration
-        try:
-            return next(self._requests)
-        except StopIteration:
-            raise
-        except Exception as error:
-            # Whatever the caller's own iterable raises is the caller's to see.
-            self.error = error
-            raise StopIteration from error
-
-    def answered(self) -> None:
-        """One request was answered: there is room for another."""
-        self._room.release()
-
-    def stop(self) -> None:
-        """Read no further."""
-        self._stopped = True
-        self._room.release()
+def _answers(message: inference_pb2.PredictStreamResponse) -> list[Prediction] | list[Refusal]:
+    if message.WhichOneof("part") == "refusal":
+        return [Refusal(reason=message.refusal.reason, message=message.refusal.message)]
+    return _wire.predictions(message.response)

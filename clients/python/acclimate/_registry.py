@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from acclimate import _files, _names, _wire
-from acclimate._connection import Connection, new_request_id
+from acclimate._connection import BULK_SECONDS, LOAD_SECONDS, Connection, new_request_id
 from acclimate.job import Job
 from acclimate.resources import (
     Alias,
@@ -77,6 +77,7 @@ class RegistryCalls:
                 _files.registration(draft, file), timeout=left, metadata=self._connection.metadata
             ),
             idempotent=True,
+            timeout=None if file is None else BULK_SECONDS,
         )
         job = Job.named(self._connection, answer.job) if answer.job else None
         return _wire.model(answer.model), job
@@ -188,7 +189,7 @@ class RegistryCalls:
             )
             return _files.receive_version(messages, Path(folder))
 
-        return self._connection.attempt(whole, idempotent=True)
+        return self._connection.attempt(whole, idempotent=True, timeout=BULK_SECONDS)
 
     def promote(
         self,
@@ -220,7 +221,9 @@ class RegistryCalls:
         )
         # With `expected` the second of two equal calls would be refused.
         return _wire.alias(
-            self._connection.call(self._registry.SetAlias, request, idempotent=not expected)
+            self._connection.call(
+                self._registry.SetAlias, request, idempotent=not expected, timeout=LOAD_SECONDS
+            )
         )
 
     def rollback(self, model: str, *, alias: str = "production", reason: str = "") -> Alias:
@@ -233,7 +236,9 @@ class RegistryCalls:
             name=_names.alias_name(model, alias), reason=reason
         )
         return _wire.alias(
-            self._connection.call(self._registry.RollbackAlias, request, idempotent=False)
+            self._connection.call(
+                self._registry.RollbackAlias, request, idempotent=False, timeout=LOAD_SECONDS
+            )
         )
 
     def aliases(self, model: str) -> list[Alias]:

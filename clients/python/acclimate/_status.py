@@ -32,6 +32,8 @@ CLASSES: dict[grpc.StatusCode, type[errors.AcclimateError]] = {
 
 # What gRPC itself calls a connection that broke under a call, depending on the moment.
 _BROKEN_CONNECTION = ("Stream removed", "RST_STREAM", "Connection reset", "Socket closed")
+# What it says of a message over the limit of either side, with the code of a full queue.
+_TOO_LARGE = "message larger than max"
 
 
 def error_of(failure: grpc.RpcError) -> errors.AcclimateError:
@@ -52,6 +54,8 @@ def error_of(failure: grpc.RpcError) -> errors.AcclimateError:
     found = CLASSES[code]
     if not explained and any(sign in text for sign in _BROKEN_CONNECTION):
         found, reason = errors.Unavailable, "CONNECTION_LOST"
+    if not explained and code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in text:
+        found, reason = errors.InvalidRequest, "MESSAGE_TOO_LARGE"
     return found(text, reason=reason, metadata=metadata, retry_after=retry_after)
 
 

@@ -14,7 +14,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -28,6 +28,7 @@ from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc
 EMPTY_CHAIN = "0" * 64
 WINDOW_EXAMPLES = 256
 WINDOW_BYTES = 32 * 2**20
+LARGEST = 32 * 2**20  # bytes of an image; the service takes 20 MiB, and no message over 64
 
 
 def chain_digest(previous: str, image: bytes, label: str) -> str:
@@ -134,6 +135,7 @@ class Upload:
         self._unanswered: deque[_Sent] = deque()
         self._unanswered_bytes = 0
         self._rejected: list[Acknowledgement] = []
+        self._too_large: dict[int, int] = {}  # bytes, by index, of what was sent as an empty file
 
     def run(self) -> UploadResult:
         """Send everything and commit it, through as many attempts as that takes.
@@ -192,6 +194,10 @@ class Upload:
         example = next(self._examples, None)
         if example is None:
             return None
+        if len(example.image) > LARGEST:
+            # Its message would be refused by the connection, and with it the whole upload.
+            self._too_large[self._read] = len(example.image)
+            example = replace(example, image=b"")
         self._chain_read = chain_digest(self._chain_read, example.image, example.label)
         sent = _Sent(
             index=self._read,
@@ -242,6 +248,9 @@ class Upload:
 
     def _take(self, message: adaptation_pb2.UploadBatchResponse.Acknowledgement) -> None:
         answer = _wire.acknowledgement(message)
+        if size := self._too_large.pop(answer.index, 0):
+            told = f"the file has {size} bytes; at most 20 MiB are taken"
+            answer = replace(answer, message=told)
         if not self._unanswered or answer.index != self._answered:
             raise ServiceFault(
                 f"example {answer.index} was answered when {self._answered} was due",

@@ -34,8 +34,10 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, Acces
 
     Args:
         target: the service's ``host:port``.
-        timeout: seconds for one call, its repetitions included.
-        patience: seconds without progress after which uploads and watches give up.
+        timeout: seconds for one call, its repetitions included; five minutes for those that
+            load a version, an hour for those that carry a model's files.
+        patience: seconds without progress after which uploads, streams of predictions, and
+            those who wait for a job give up.
         retries: how often a call is repeated at most.
         token: a bearer token.
         tls: how to encrypt; None means plain text.

@@ -11,7 +11,7 @@ import grpc
 from acclimate import _wire
 from acclimate._connection import STREAM_SECONDS, Connection, Patience
 from acclimate._status import error_of
-from acclimate.errors import DeadlineExceeded
+from acclimate.errors import AcclimateError, DeadlineExceeded
 from acclimate.resources import JobEvent, JobKind, JobSnapshot, JobState, Json, Phase
 from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc
 
@@ -87,10 +87,12 @@ class Job:
 
         Raises:
             DeadlineExceeded: it has not ended in time. The job itself goes on.
+            Unavailable: the service stayed away for longer than the client's patience.
         """
         until = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL
-        while not self.refresh().state.ended:
+        patience = Patience(self._connection.patience)
+        while not self._has_ended(patience):
             if until is not None and time.monotonic() + pause > until:
                 raise DeadlineExceeded(
                     f"{self.name} is still {self.state.value} after {timeout:g} s; it goes on",
@@ -127,16 +129,25 @@ class Job:
                     yield _wire.event(message)
             except grpc.RpcError as failure:
                 if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self.refresh()  # a quiet job is no absent service: this call says which
-                    patience.renew()
+                    self._has_ended(patience)  # a quiet job is no absent service: this says which
                 else:
                     patience.wait(error_of(failure))
                 continue
             finally:
                 call.cancel()  # a caller that stops early leaves no stream behind
             # A draining server ends its streams as well, so the end alone is no proof.
-            if self.refresh().state.ended:
+            if self._has_ended(patience):
                 return
+
+    def _has_ended(self, patience: Patience) -> bool:
+        """Whether it has, as far as the service can be asked now."""
+        try:
+            ended = self.refresh().state.ended
+        except AcclimateError as error:
+            patience.wait(error)
+            return False
+        patience.renew()
+        return ended
 
     def cancel(self, *, reason: str = "") -> Job:
         """Ask for the job's end as CANCELLED, and return the same handle.

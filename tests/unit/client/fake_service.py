@@ -1,6 +1,6 @@
 """A small service in this process that breaks on command: what a client must survive."""
 
-# ruff: noqa: N802, ARG001, ARG002  gRPC fixes names and signatures
+# ruff: noqa: N802, ARG001  gRPC fixes names and signatures
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ class Faults:
     hide_answers: bool = False  # the last example before a break is stored but not acknowledged
     calls: list[tuple[int, str, float | None]] = field(default_factory=list)  # code, reason, delay
     watch_after: list[int] = field(default_factory=list)  # events before the stream breaks
+    predict_after: list[int] = field(default_factory=list)  # answers before the stream breaks
+    refuse_commits: tuple[int, str] | None = None  # code, reason
 
 
 class Service(
@@ -173,6 +175,8 @@ class Service(
         )
         for message in request_iterator:
             if message.WhichOneof("part") == "commit":
+                if self.faults.refuse_commits is not None:
+                    refuse(context, *self.faults.refuse_commits, "refused on command")
                 commit = message.commit
                 assert (commit.count, commit.chain) == (len(batch.stored), batch.chain)
                 batch.committed = True
@@ -486,7 +490,11 @@ class Service(
                     self.most_outstanding = max(self.most_outstanding, self.outstanding)
                 yield request
 
+        limit = self.faults.predict_after.pop(0) if self.faults.predict_after else None
         for request in counted():
+            if limit == 0:
+                refuse(context, code_pb2.UNAVAILABLE, "SERVER_STOPPING", "broken on command")
+            limit = None if limit is None else limit - 1
             with self.lock:
                 self.outstanding -= 1
             if request.images[0] == b"bad":

@@ -14,7 +14,7 @@ from tests.unit.client.test_job import story
 from tests.unit.client.test_registry import pieces
 from typer.testing import CliRunner, Result
 
-from acclimate.cli import app
+from acclimate.cli import app, options
 from acclimate.cli.extras import require
 from acclimate.v1 import adaptation_pb2, registry_pb2
 
@@ -501,3 +501,39 @@ def test_a_models_policy_is_set_with_a_reason_and_shown(run: Any) -> None:
 def test_an_overload_is_waited_for_as_the_service_asks(run: Any, service: Service) -> None:
     service.faults.calls = [(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", 0.05)]
     assert run("models").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("jobs", "--server", "127.0.0.1:1", "cancel", "j1"), ("domains", "--json", "get", "pens")],
+)
+def test_an_option_before_a_subcommand_is_refused_and_not_dropped(
+    run: Any, service: Service, words: tuple[str, ...]
+) -> None:
+    done = run(*words)
+    assert done.exit_code == 2
+    assert f"write {words[1]} after `{words[-2]}`" in done.stderr
+    assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [(code_pb2.RESOURCE_EXHAUSTED, "STORE_FULL"), (code_pb2.ABORTED, "UPLOAD_INCOMPLETE")],
+)
+def test_an_upload_that_is_still_open_says_how_to_go_on(
+    run: Any,
+    service: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: tuple[int, str],
+) -> None:
+    monkeypatch.setattr(options, "PATIENCE", 0.3)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"x")
+    service.faults.refuse_commits = refused
+    done = run("upload", tmp_path, "--domain", "pens")
+    assert done.exit_code != 0
+    (request_id,) = service.batches
+    assert f"--request-id {request_id}" in done.stderr
+    service.faults.refuse_commits = None
+    assert run("upload", tmp_path, "--domain", "pens", "--request-id", request_id).exit_code == 0

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from google.protobuf import struct_pb2
 from google.rpc import code_pb2
-from tests.unit.client.fake_service import NOW, Service
+from tests.unit.client.fake_service import NOW, Service, start
 
 from acclimate import Client, JobState
 from acclimate.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
@@ -123,6 +124,31 @@ def test_an_ended_job_cannot_be_cancelled(service: Service, client: Client) -> N
     with pytest.raises(Conflict) as caught:
         job.cancel()
     assert caught.value.reason == "JOB_ENDED"
+
+
+def test_waiting_outlasts_a_service_that_is_started_again(service: Service) -> None:
+    server, target = start(service)
+    with Client(target, timeout=5, patience=30, retries=0) as client:
+        job = client.job("j1")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(job.wait, 30)
+            server.stop(grace=None).wait()
+            # Longer than a single call is repeated for.
+            with pytest.raises(Unavailable):
+                client.job("j1")
+            service.end(AdaptationJob.STATE_SUCCEEDED)
+            server, _ = start(service, int(target.rpartition(":")[2]))
+            assert waiting.result(30).state is JobState.SUCCEEDED
+    server.stop(grace=None).wait()
+
+
+def test_waiting_gives_up_on_a_service_that_stays_away(service: Service) -> None:
+    server, target = start(service)
+    with Client(target, patience=0.5, retries=0) as client:
+        job = client.job("j1")
+        server.stop(grace=None).wait()
+        with pytest.raises(Unavailable):
+            job.wait()
 
 
 def test_a_report_arrives_whole_though_the_first_try_broke(

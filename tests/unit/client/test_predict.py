@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tests.unit.client.fake_service import Service
 
-from acclimate import Client, Prediction, _images, _inference
+from acclimate import Client, Prediction, _images, _inference, _questions
+from acclimate.errors import InvalidRequest, Unavailable
 from acclimate.resources import Refusal
 from acclimate.v1 import inference_pb2
 
@@ -120,7 +121,7 @@ def test_a_stream_answers_each_image_in_order(client: Client) -> None:
 def test_a_stream_reads_only_a_window_ahead(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_inference, "STREAM_IN_FLIGHT", 4)
+    monkeypatch.setattr(_questions, "STREAM_IN_FLIGHT", 4)
     read = answered = most = 0
 
     def images() -> Iterator[bytes]:
@@ -159,3 +160,40 @@ def test_statistics_tell_the_mean_of_each_stage(client: Client) -> None:
     assert (counts.images, counts.failed.count, counts.cancelled.count) == (6, 1, 0)
     assert counts.infer.mean == pytest.approx(0.01)
     assert counts.encode.mean == 0
+
+
+def test_a_stream_whose_connection_breaks_answers_each_image_once(
+    service: Service, client: Client
+) -> None:
+    service.faults.predict_after = [3, 0, 2]
+    sent = [b"good", b"bad"] * 10
+    answers = list(client.predict_stream("digits", sent))
+    assert [isinstance(answer, Refusal) for answer in answers] == [False, True] * 10
+    assert service.faults.predict_after == []
+
+
+def test_a_stream_that_outlasts_its_deadline_goes_on_with_the_next_image(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_inference, "STREAM_SECONDS", 0.2)
+
+    def camera() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.6)  # a quiet night
+        yield b"y"
+        yield b"z"
+
+    assert len(list(client.predict_stream("digits", camera()))) == 3
+
+
+def test_a_stream_gives_up_on_a_service_that_stays_away(service: Service, target: str) -> None:
+    service.faults.predict_after = [0] * 1000
+    with Client(target, patience=0.5) as client, pytest.raises(Unavailable):
+        list(client.predict_stream("digits", [b"x"]))
+
+
+def test_an_image_too_large_for_a_message_is_told_at_once(service: Service, client: Client) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.predict("digits", bytes(65 * 2**20))
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+    assert service.seen == []

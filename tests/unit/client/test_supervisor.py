@@ -121,10 +121,21 @@ def test_what_ran_for_long_is_started_again_whatever_it_says(
         assert child.failures == 1
 
 
-def test_a_port_is_free_until_somebody_listens() -> None:
-    port = free_port()
-    assert not is_taken("127.0.0.1", port)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+def test_a_port_is_free_until_somebody_listens(host: str, family: socket.AddressFamily) -> None:
+    try:
+        port = free_port(host)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    assert not is_taken(host, port)
+    with socket.socket(family) as listener:
+        listener.bind((host, port))
         listener.listen()
-        assert is_taken("127.0.0.1", port)
+        assert is_taken(host, port)
+
+
+def test_an_address_of_another_machine_is_not_called_taken() -> None:
+    with pytest.raises(OSError, match="assign"):
+        is_taken("192.0.2.1", free_port())

@@ -69,6 +69,17 @@ def test_a_refused_example_costs_only_itself(client: Client) -> None:
     assert [(r.index, r.id, r.reason) for r in result.rejected] == [(2, "empty.png", "BAD_IMAGE")]
 
 
+def test_an_image_too_large_to_send_costs_only_itself(service: Service, client: Client) -> None:
+    sent = examples(3)
+    sent[1] = Example(image=bytes(65 * 2**20), label="1", id="scan.png")
+    result = client.upload("pens", sent, request_id="u1")
+    assert result.accepted == 2
+    assert service.batches["u1"].streams == 1
+    ((index, name, message),) = [(r.index, r.id, r.message) for r in result.rejected]
+    assert (index, name) == (1, "scan.png")
+    assert "68157440 bytes" in message
+
+
 def test_another_process_goes_on_with_an_upload_that_was_given_up(
     service: Service, target: str
 ) -> None:

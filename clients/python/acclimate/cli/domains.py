@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, belongs_to, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import complain, usage
 from acclimate.resources import Acknowledgement, Domain, Example, Role
 
 if TYPE_CHECKING:
     from acclimate.client import Client
+    from acclimate.errors import AcclimateError
     from acclimate.folders import Leftovers
 
 NAMED = 20  # refused images of one reason; more of a thousand tell nobody more
@@ -33,7 +34,7 @@ def domains(
 
     Example: acclimate domains
     """
-    if context.invoked_subcommand is not None:
+    if belongs_to(context):
         return
     with connect(server) as client:
         found = client.domains()
@@ -158,7 +159,7 @@ def upload(
 
     Example: acclimate upload photos/night --domain night --role train --create
     """
-    from acclimate.errors import DeadlineExceeded, NotFound, Unavailable
+    from acclimate.errors import AcclimateError, NotFound
 
     labels, examples_of = _read(images)
     request_id = request_id or str(uuid.uuid4())
@@ -176,8 +177,9 @@ def upload(
                 f"there is no domain {domain!r}; add --create to make it with the labels of "
                 f"{images}, or see `acclimate domains`"
             ) from None
-        except (Unavailable, DeadlineExceeded, KeyboardInterrupt):
-            complain("RESUME", f"go on with this upload by --request-id {request_id}")
+        except (AcclimateError, OSError, KeyboardInterrupt) as error:
+            if not isinstance(error, AcclimateError) or _goes_on(error):
+                complain("RESUME", f"go on with this upload by --request-id {request_id}")
             raise
     if as_json:
         print_json(result)
@@ -186,6 +188,14 @@ def upload(
             f"{result.batch.name}: {result.accepted} accepted, {result.duplicates} there already, "
             f"{result.batch.rejected} refused"
         )
+
+
+def _goes_on(error: AcclimateError) -> bool:
+    """Whether an upload that ended with *error* is still open, and may be gone on with."""
+    from acclimate.errors import DeadlineExceeded, NotAllowed, Overloaded, Unavailable
+
+    passing = DeadlineExceeded, NotAllowed, Overloaded, Unavailable
+    return isinstance(error, passing) or error.reason == "UPLOAD_INCOMPLETE"
 
 
 def _read(images: Path) -> tuple[tuple[str, ...], Callable[..., Iterator[Example]]]:

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from acclimate.cli import progress
-from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect, settings_of
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, belongs_to, connect, settings_of
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import Exit, exit_of_job, usage
 from acclimate.resources import JobState
@@ -128,7 +128,7 @@ def jobs(
 
     Example: acclimate jobs --state running
     """
-    if context.invoked_subcommand is not None:
+    if belongs_to(context):
         return
     with connect(server) as client:
         most = limit if as_json or limit else SHOWN

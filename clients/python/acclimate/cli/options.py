@@ -57,6 +57,23 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
         raise usage(told) from None
 
 
+def belongs_to(context: typer.Context) -> bool:
+    """Whether a group's own options are for the command that follows it, which is then not us.
+
+    Raises:
+        typer.Exit: some were given. They would be dropped without a word, and ``jobs --server
+            A cancel 5f3a`` would cancel a job of another server.
+    """
+    command = context.invoked_subcommand
+    if command is None:
+        return False
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise usage(f"write {param.opts[0]} after `{command}`: before it, it is not read")
+    return True
+
+
 def settings_of(given: list[str], *, option: str) -> dict[str, Json]:
     """``["source_margin=0.02"]`` → ``{"source_margin": 0.02}``; what is no JSON is a string."""
     found: dict[str, Json] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -161,19 +162,41 @@ class Supervisor:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    """A TCP port that nobody listens on now.
+
+    Raises:
+        OSError: *host* is no address of this machine.
+    """
+    with _bound(host, 0) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens there. gRPC would share the port without a word."""
-    with socket.socket() as probe:
+    """Whether somebody listens there.
+
+    Raises:
+        OSError: *host* is no address of this machine, or the port is not for this account.
+    """
+    try:
+        _bound(host, port).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return True
+    return False
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address of either family."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    probe = socket.socket(family, kind, protocol)
+    try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-        return False
+        probe.bind(address)
+    except OSError:
+        probe.close()
+        raise
+    return probe

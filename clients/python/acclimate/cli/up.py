@@ -75,7 +75,7 @@ def up(
     if is_taken(host, port):
         raise usage(f"something listens on {host}:{port} already; choose another --port")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = f"{host}:{port}"
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     env = environment(
         home=home.absolute(),
         host=host,
