@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import sqlalchemy as sa
 from tests.contract.builders import MODEL, PRODUCTION, furnish, make_version
 
 from acclimate_service.domain.errors import InvalidSpec, NotFound, RolloutRunning, VersionInUse
@@ -14,7 +15,7 @@ from acclimate_service.domain.rollout import (
     RolloutMode,
     RolloutState,
 )
-from acclimate_service.store import Store
+from acclimate_service.store import Store, schema
 
 BY = {"who": "ann", "why": "a new camera"}
 
@@ -128,6 +129,54 @@ def test_an_alias_that_moved_meanwhile_ends_the_rollout(
     ended = store.rollouts.count(begun.name, seen(10))
     assert (ended.state, "moved" in ended.reason) == (RolloutState.STOPPED, True)
     assert store.registry.get_alias(PRODUCTION).version == other
+
+
+def move_away_and_back(store: Store, home: VersionName) -> None:
+    store.registry.set_alias(PRODUCTION, make_version(store))
+    store.registry.set_alias(PRODUCTION, home)
+
+
+def test_an_alias_that_moved_away_and_back_ends_the_rollout(
+    store: Store, versions: tuple[VersionName, VersionName]
+) -> None:
+    begun = store.rollouts.start(draft(versions[1], promote=True), **BY)
+    move_away_and_back(store, versions[0])
+    ended = store.rollouts.count(begun.name, seen(10))
+    assert (ended.state, "moved" in ended.reason) == (RolloutState.STOPPED, True)
+    assert store.registry.get_alias(PRODUCTION).version == versions[0]
+
+
+def test_an_alias_that_moved_ends_the_rollout_without_any_traffic(
+    store: Store, versions: tuple[VersionName, VersionName]
+) -> None:
+    begun = store.rollouts.start(draft(versions[1]), **BY)
+    store.registry.set_alias(PRODUCTION, versions[0])  # where it is: no move
+    assert store.rollouts.running() == [begun]
+    move_away_and_back(store, versions[0])
+    assert store.rollouts.running() == []
+    assert store.rollouts.get(begun.name).state is RolloutState.STOPPED
+
+
+def test_a_rollout_that_the_alias_left_does_not_keep_another_from_beginning(
+    store: Store, versions: tuple[VersionName, VersionName]
+) -> None:
+    left = store.rollouts.start(draft(versions[1]), **BY)
+    move_away_and_back(store, versions[0])
+    begun = store.rollouts.start(draft(versions[1]), **BY)
+    assert store.rollouts.running() == [begun]
+    assert store.rollouts.get(left.name).state is RolloutState.STOPPED
+
+
+def test_a_rollout_that_an_older_acclimate_began_ends_when_the_alias_is_elsewhere(
+    store: Store, versions: tuple[VersionName, VersionName]
+) -> None:
+    begun = store.rollouts.start(draft(versions[1]), **BY)
+    with store.database.engine.begin() as connection:
+        connection.execute(sa.update(schema.rollouts).values(move=None))
+    assert store.rollouts.running() == [begun]
+    store.registry.set_alias(PRODUCTION, make_version(store))
+    assert store.rollouts.running() == []
+    assert store.rollouts.get(begun.name).state is RolloutState.STOPPED
 
 
 def test_a_version_on_trial_is_not_deleted(

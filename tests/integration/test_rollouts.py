@@ -23,7 +23,7 @@ from acclimate import Client
 from acclimate.errors import Conflict, InvalidRequest
 from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.rollouts import Rollout, RolloutMode, RolloutState
-from acclimate_service.domain.names import ModelName, VersionName
+from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.rpc.server import Limits
 from acclimate_service.rpc.trials import Trials
 from acclimate_service.store import Store
@@ -153,6 +153,18 @@ def test_a_shadow_is_asked_and_never_returned(
     found = client.rollout(begun.name)
     assert found.agreement == 1.0
     assert found.mode is RolloutMode.SHADOW
+
+
+@pytest.mark.parametrize("mode", ["SHADOW", "CANARY"])
+def test_a_rollout_whose_alias_moved_away_and_back_is_over_though_nobody_asks(
+    service: Service, shop: ModelName, client: Client, mode: str
+) -> None:
+    begun = client.start_rollout("shop", another(service, shop).version, mode=mode, share=1.0)
+    home, elsewhere = VersionName("shop", "1"), another(service, shop)
+    for to in (elsewhere, home):
+        service.store.registry.set_alias(AliasName("shop", "production"), to)
+    assert "moved" in ends(client, begun, RolloutState.STOPPED).reason
+    assert client.predict("shop", RED)[0].version == str(home)
 
 
 def test_a_candidate_that_breaks_costs_no_prediction_and_is_rolled_back(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +25,8 @@ from acclimate_service.store import aliases, audit, schema, versions
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.ids import new_id
 from acclimate_service.store.pages import Page, page_limit, page_number
+
+MOVED = "the alias moved meanwhile"
 
 
 class Rollouts:
@@ -58,10 +61,14 @@ class Rollouts:
     def running(self) -> builtins.list[Rollout]:
         """All that run, of all models: what a server has to do.
 
-        Not those with limits that only a newer Acclimate knows: who cannot weigh them all
-        must not try the candidate.
+        Those whose alias has moved since they began are ended, with or without traffic.
+        Those with limits that only a newer Acclimate knows are left out: who cannot weigh
+        them all must not try the candidate.
         """
-        return self._database.read(_running)
+        running, overtaken = self._database.read(_running)
+        for name in overtaken:
+            self._database.write(_count, name, Counts())
+        return running
 
     def count(self, name: RolloutName, more: Counts) -> Rollout:
         """Add what a server saw, and end the rollout if that calls for it.
@@ -93,15 +100,18 @@ def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
         raise AliasNotFound(str(alias))
     if pointed.version == draft.candidate.version:
         raise InvalidSpec(f"{alias} points at {draft.candidate} already")
-    running = tx.scalar(
-        sa.select(table.c.id).where(
+    running = tx.row(
+        sa.select(table).where(
             table.c.model == alias.model,
             table.c.alias == alias.alias,
             table.c.state == RolloutState.RUNNING.value,
         )
     )
     if running is not None:
-        raise RolloutRunning(str(RolloutName(alias.model, running)))
+        name = RolloutName(alias.model, running.id)
+        if not _overtaken(running, pointed):
+            raise RolloutRunning(str(name))
+        _end(tx, name, RolloutState.STOPPED, MOVED)
     row = tx.row(
         sa.insert(table)
         .values(
@@ -110,6 +120,7 @@ def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
             alias=alias.alias,
             candidate=draft.candidate.version,
             incumbent=pointed.version,
+            move=pointed.move,
             mode=draft.mode.value,
             share=draft.share,
             limits=draft.limits.model_dump(mode="json"),
@@ -137,9 +148,8 @@ def _count(tx: Transaction, name: RolloutName, more: Counts) -> Rollout:
     tx.run(sa.update(table).where(table.c.id == name.rollout).values(**values))
     if found.state is not RolloutState.RUNNING:
         return _rollout_of(_find(tx, name))
-    pointed = aliases.find(tx, found.draft.alias)
-    if pointed is None or pointed.version != found.incumbent.version:
-        return _end(tx, name, RolloutState.STOPPED, "the alias moved meanwhile")
+    if _overtaken(row, aliases.find(tx, found.draft.alias)):
+        return _end(tx, name, RolloutState.STOPPED, MOVED)
     if _unknown_limits(row):
         return _rollout_of(_find(tx, name))  # for a newer server to weigh
     state, reason = weigh(found.draft, counts)
@@ -194,11 +204,39 @@ def _page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page
     )
 
 
-def _running(tx: Transaction) -> list[Rollout]:
+def _running(tx: Transaction) -> tuple[list[Rollout], list[RolloutName]]:
+    """Those that go on, and those that the alias has left."""
     table = schema.rollouts
     query = sa.select(table).where(table.c.state == RolloutState.RUNNING.value)
     rows = tx.rows(query.order_by(table.c.number))
-    return [_rollout_of(row) for row in rows if not _unknown_limits(row)]
+    running, overtaken = [], []
+    for row, pointed in zip(rows, _pointers(tx, rows), strict=True):
+        if _overtaken(row, pointed):
+            overtaken.append(RolloutName(row.model, row.id))
+        elif not _unknown_limits(row):
+            running.append(_rollout_of(row))
+    return running, overtaken
+
+
+def _pointers(tx: Transaction, rows: Sequence[Any]) -> list[Any]:
+    """The row of each rollout's alias, None where that is gone."""
+    if not rows:
+        return []
+    table = schema.aliases
+    models = {row.model for row in rows}
+    found = tx.rows(sa.select(table).where(table.c.model.in_(models)))
+    at = {(alias.model, alias.id): alias for alias in found}
+    return [at.get((row.model, row.alias)) for row in rows]
+
+
+def _overtaken(row: Any, pointed: Any) -> bool:
+    """Whether the alias has moved since the rollout began, be it back to where it was.
+
+    What was seen before and after belongs to two trials. An older Acclimate kept no move.
+    """
+    if pointed is None or pointed.version != row.incumbent:
+        return True
+    return row.move is not None and bool(pointed.move != row.move)
 
 
 def _unknown_limits(row: Any) -> tuple[str, ...]:

@@ -200,6 +200,8 @@ rollouts = sa.Table(
     sa.Column("alias", sa.Text(), nullable=False),
     sa.Column("candidate", sa.Text(), nullable=False),
     sa.Column("incumbent", sa.Text(), nullable=False),
+    # The alias's last move when it began; null where an older Acclimate began it.
+    sa.Column("move", sa.BigInteger()),
     sa.Column("mode", sa.Text(), nullable=False),
     sa.Column("share", sa.Float(), nullable=False),
     sa.Column("limits", sa.JSON(), nullable=False),
