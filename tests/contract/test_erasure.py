@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.contract.builders import (
     draft,
     furnish,
     make_version,
+    new_version,
     pictures,
     upload,
 )
@@ -22,7 +24,7 @@ from tests.contract.conftest import Place
 from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import JobState
-from acclimate_service.domain.names import DomainName
+from acclimate_service.domain.names import DomainName, VersionName
 from acclimate_service.store import AuditFilter, Store
 
 FACE = Picture(b"somebody's face")
@@ -85,6 +87,54 @@ def test_the_versions_that_learnt_from_it_are_told_with_their_descendants(
     erasure = store.erase(FACE.content, **WHO)
     assert set(erasure.trained) == {taught, heir}
     assert before not in erasure.measured
+
+
+def adapted(store: Store, incumbent: VersionName, target: DomainName) -> VersionName:
+    """A version that was adapted from *incumbent* to *target*."""
+    store.jobs.enqueue(replace(draft(incumbent), target=target), request_id="")
+    job, lease = claimed(store)
+    ended = store.jobs.finish(
+        lease, state=JobState.SUCCEEDED, summary={}, version=new_version(store, job)
+    )
+    assert ended.version is not None
+    return ended.version
+
+
+@pytest.mark.parametrize("role", [Role.TRAIN, Role.HOLDOUT])
+def test_what_was_replayed_from_a_domain_accepted_earlier_taught_too(
+    store: Store, clock: FakeClock, role: Role
+) -> None:
+    other = domain(store, DomainName("other"))
+    accepted = make_version(store, make_version(store))  # for TARGET
+    clock.advance(60)
+    upload(store, [FACE, *pictures(2)], role, request="r")  # to TARGET, which later jobs replay
+    clock.advance(60)
+    later = adapted(store, accepted, other)
+    sibling = adapted(store, make_version(store), other)  # of a lineage that never saw TARGET
+    erasure = store.erase(FACE.content, **WHO)
+    assert later in (erasure.trained if role is Role.TRAIN else erasure.measured)
+    assert {accepted, sibling}.isdisjoint((*erasure.trained, *erasure.measured))
+
+
+def test_the_report_of_a_later_job_on_another_domain_goes_if_it_shows_the_image(
+    store: Store,
+) -> None:
+    other = domain(store, DomainName("other"))
+    upload(store, [FACE, *pictures(2)], Role.HOLDOUT, request="r")
+    blob = store.blobs.put(FACE.file)
+    accepted = make_version(store, make_version(store))
+    store.jobs.enqueue(replace(draft(accepted), target=other), request_id="")
+    job, lease = claimed(store)
+    with pytest.raises(ImageInUse, match=str(job.name)):
+        store.erase(FACE.content, **WHO)
+    store.jobs.finish(
+        lease,
+        state=JobState.REJECTED,
+        summary={},
+        report_html=store.blobs.put(b"<html>its thumbnail"),
+        report_json=store.blobs.put(json.dumps({"lost": [{"blob": blob}]}).encode()),
+    )
+    assert store.erase(FACE.content, **WHO).reports == (job.name,)
 
 
 def test_a_held_out_image_taught_nothing_but_was_looked_at(store: Store, clock: FakeClock) -> None:

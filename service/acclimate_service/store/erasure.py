@@ -18,7 +18,7 @@ from acclimate_service.domain.errors import BlobNotFound, ImageInUse, InvalidSpe
 from acclimate_service.domain.examples import Split
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import BatchName, JobName, VersionName
-from acclimate_service.store import audit, batches, schema
+from acclimate_service.store import audit, batches, mistakes, schema
 from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.engine import Database, Transaction
 
@@ -44,7 +44,7 @@ def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str)
     as there is no such image, and reconciling collects the files.
 
     Raises:
-        ImageInUse: a job that has not ended works on a domain that holds it.
+        ImageInUse: a job that has not ended may read a domain that holds it.
         InvalidSpec: nobody is named, or no reason is given.
         NotFound: no domain holds it.
         StoreUnavailable: the store is out of reach, or a backup is being made.
@@ -96,7 +96,7 @@ def _reports_about(tx: Transaction, content: str) -> tuple[list[bytes], list[tup
     reports = tx.rows(
         sa.select(jobs.c.id, jobs.c.report_json)
         .where(jobs.c.report_json != "")
-        .where(sa.or_(jobs.c.source.in_(_holding(content)), jobs.c.target.in_(_holding(content))))
+        .where(jobs.c.model.in_(mistakes.readers(_holding(content))))
     )
     return [row.blob.encode() for row in files], [(row.id, row.report_json) for row in reports]
 
@@ -110,7 +110,7 @@ def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: s
     busy = tx.scalar(
         sa.select(jobs.c.id)
         .where(jobs.c.state.in_(_UNENDED))
-        .where(sa.or_(jobs.c.source.in_(_holding(content)), jobs.c.target.in_(_holding(content))))
+        .where(jobs.c.model.in_(mistakes.readers(_holding(content))))
         .limit(1)
     )
     if busy is not None:
@@ -145,29 +145,44 @@ def _taught(
 ) -> tuple[tuple[VersionName, ...], tuple[VersionName, ...]]:
     """The versions that learnt from the image, and those that were measured by it.
 
-    A job reads what was committed when it began: every version of a domain counts
-    whose job ended after the image's batch was committed. What descends from a trained
-    version was trained on all that it was.
+    A job reads what was committed when it began, of its own domains and of all that its
+    incumbent was made for: what was learnt is shown again, and judged again. So every
+    version counts whose lineage has a job on the image's domain, and that was made after
+    the image's batch was committed. What descends from a trained version was trained on
+    all that it was.
     """
     trained: dict[VersionName, None] = {}
     measured: dict[VersionName, None] = {}
-    versions, jobs, table = schema.versions, schema.jobs, schema.batches
+    every, table = _versions(tx), schema.batches
     for row in rows:
         if not row.committed:
             continue
         committed_at = tx.scalar(sa.select(table.c.touched_at).where(table.c.id == row.batch))
-        made = tx.rows(
-            sa.select(versions.c.model, versions.c.id)
-            .join(jobs, jobs.c.id == versions.c.job)
-            .where(sa.or_(jobs.c.source == row.domain, jobs.c.target == row.domain))
-            .where(versions.c.created_at >= committed_at)
-        )
         into = trained if Split(row.split) is Split.TRAIN else measured
-        into.update(dict.fromkeys(VersionName(found.model, found.id) for found in made))
-    for row in tx.rows(sa.select(versions).order_by(versions.c.number)):
-        if row.parent is not None and VersionName(row.model, row.parent) in trained:
-            trained[VersionName(row.model, row.id)] = None
+        reading: set[VersionName] = set()
+        for made in every:
+            if row.domain in (made.source, made.target) or _parent(made) in reading:
+                reading.add(name := VersionName(made.model, made.id))
+                if made.created_at >= committed_at:
+                    into[name] = None
+    for made in every:
+        if _parent(made) in trained:
+            trained[VersionName(made.model, made.id)] = None
     return tuple(trained), tuple(measured)
+
+
+def _versions(tx: Transaction) -> Sequence[Any]:
+    """All versions with the domains of their jobs, parents before what descends from them."""
+    versions, jobs = schema.versions, schema.jobs
+    columns = (versions.c.model, versions.c.id, versions.c.parent, versions.c.created_at)
+    query = sa.select(*columns, jobs.c.source, jobs.c.target).join(
+        jobs, jobs.c.id == versions.c.job
+    )
+    return tx.rows(query.order_by(versions.c.number))
+
+
+def _parent(version: Any) -> VersionName | None:
+    return None if version.parent is None else VersionName(version.model, version.parent)
 
 
 def _forget_log(database: Database) -> None:

@@ -83,17 +83,13 @@ def delete_batch(tx: Transaction, name: BatchName) -> None:
     """
     tx.serialize(batches.LOCK)
     row = batches.find(tx, name)
-    jobs, models = schema.jobs, schema.models
+    jobs, domains = schema.jobs, schema.domains
     if row.committed:
-        # A job reads its own two domains, and all that its model was adapted to before.
-        readers = sa.union(
-            sa.select(jobs.c.model).where(_on(DomainName(name.domain))),
-            sa.select(models.c.id).where(models.c.source_domain == name.domain),
-        )
+        of_it = readers(sa.select(domains.c.id).where(domains.c.id == name.domain))
         after = sa.and_(_judged(), jobs.c.ended_at >= row.touched_at)
         reader = tx.scalar(
             sa.select(jobs.c.id)
-            .where(jobs.c.model.in_(readers), sa.or_(jobs.c.state.in_(_UNENDED), after))
+            .where(jobs.c.model.in_(of_it), sa.or_(jobs.c.state.in_(_UNENDED), after))
             .limit(1)
         )
         if reader is not None:
@@ -104,6 +100,20 @@ def delete_batch(tx: Transaction, name: BatchName) -> None:
             )
     batches.drop(tx, name.batch)
     audit.note(tx, "DeleteLabeledBatch", name)
+
+
+def readers(domains: Any) -> Any:
+    """The models whose jobs may read any of *domains* (a query of their ids).
+
+    A job reads its own two domains, and all that its model was adapted to before.
+    """
+    jobs, models = schema.jobs, schema.models
+    return sa.union(
+        sa.select(jobs.c.model).where(
+            sa.or_(jobs.c.source.in_(domains), jobs.c.target.in_(domains))
+        ),
+        sa.select(models.c.id).where(models.c.source_domain.in_(domains)),
+    )
 
 
 def _on(domain: DomainName) -> Any:
