@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from tests.integration.workbench import Bench, Shot
 from tests.unit.imaging.test_likeness import CHANGES, scene
 
 from acclimate_service.domain.errors import NotEnoughExamples
-from acclimate_service.domain.examples import Role, Split
+from acclimate_service.domain.examples import Example, Role, Split
 from acclimate_service.domain.names import DomainName
+from acclimate_service.store import data_digest
 from acclimate_service.store.intake import Answer
 from acclimate_service.worker.stock import JobImages, images_of
 
@@ -152,3 +155,25 @@ def test_photographs_of_the_source_that_were_changed_are_not_learned_from(
     caught = [copy.example.id.startswith("stolen ") for copy in images.near_copies]
     assert np.sum(caught) >= 0.9 * len(stolen)
     assert len(caught) - np.sum(caught) <= 1  # an innocent photograph
+
+
+def test_what_is_uploaded_while_a_job_gathers_is_neither_used_nor_in_its_digest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, late = bench.store.domains.examples, itertools.count(200)
+
+    def read_and_uploaded_to(domain: DomainName, **asked: Any) -> list[Example]:
+        found = read(domain, **asked)
+        bench.upload("yard", [shot(next(late))], Role.HOLDOUT)
+        return found
+
+    monkeypatch.setattr(bench.store.domains, "examples", read_and_uploaded_to)
+    images = gathered(bench)
+    used = [*learned_of_yard(images), *(e.content for e in images.target.examples)]
+    assert images.digests["domains/yard"] == data_digest(used)
+
+
+def learned_of_yard(images: JobImages) -> list[str]:
+    """The contents that move weights or make choices for the target."""
+    sources = (images.stock.train, images.stock.select)
+    return [content for source in sources if source is not None for content in source.contents]

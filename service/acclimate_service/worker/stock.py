@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from acclimate_service.domain.errors import NotEnoughExamples
@@ -54,26 +55,26 @@ def images_of(
         NotEnoughExamples: the target has nothing to learn from.
         InvalidSpec: a target label is not in the label *space*.
     """
-
-    def examples(domain: DomainName, split: Split) -> list[Example]:
-        return store.domains.examples(domain, splits=[split])
-
-    train = examples(target, Split.TRAIN)
+    others = [domain for domain in dict.fromkeys(known) if domain != target]
+    # Each domain is read once, so that what is learned, judged by and named by its digest
+    # are the images of one moment, whatever is uploaded meanwhile.
+    held = {domain: _read(store, domain, step) for domain in (target, *others)}
+    train = held[target][Split.TRAIN]
     if not train:
         raise NotEnoughExamples(
             f"{target} has no images to train on; upload some in the role TRAIN or AUTO",
             domain=target,
         )
-    others = [domain for domain in known if domain != target]
-    known_space = set(space)  # a known domain may since have labels that no version knows
+    verify = {d: verify_set(str(d), _within(space, held[d][Split.VERIFY]), space) for d in held}
 
     def usable(split: Split) -> list[Example]:
-        return [e for d in others for e in examples(d, split) if e.label in known_space]
+        # A known domain may since have labels that no version knows.
+        return [e for domain in others for e in _within(space, held[domain][split])]
 
     gathered = _Gathered(
         train=train,
-        select=examples(target, Split.SELECT),
-        verify=[*verify_images(store, target, space).examples, *usable(Split.VERIFY)],
+        select=held[target][Split.SELECT],
+        verify=[example for one in verify.values() for example in one.examples],
         replay=usable(Split.TRAIN),
         kept_select=usable(Split.SELECT),
     )
@@ -86,12 +87,11 @@ def images_of(
             domain=target,
         )
     replay = [
-        e
-        for d in others
-        for e in reserve((e for e in gathered.replay if e.domain == d), replay_per_class)
+        example
+        for _, of_domain in itertools.groupby(gathered.replay, key=lambda e: e.domain)
+        for example in reserve(of_domain, replay_per_class)
     ]
     read = store.blobs.get
-    verify = verify_images(store, target, space)
     used = [*gathered.train, *gathered.select, *gathered.verify, *replay, *gathered.kept_select]
     for start in range(0, len(used), FETCHED):
         step()
@@ -104,15 +104,32 @@ def images_of(
             replay=stored_images(replay, space, read),
             source_select=stored_images(gathered.kept_select, space, read),
         ),
-        target=verify,
-        learnt={e.content: e for e in (*train, *gathered.select, *verify.examples)},
-        known=tuple(verify_images(store, domain, space) for domain in others),
+        target=verify[target],
+        learnt={e.content: e for e in (*train, *gathered.select, *verify[target].examples)},
+        known=tuple(verify[domain] for domain in others),
         digests={
-            str(d): data_digest(e.content for s in Split for e in examples(d, s))
-            for d in dict.fromkeys([*known, target])
+            str(domain): data_digest(e.content for some in held[domain].values() for e in some)
+            for domain in (*others, target)
         },
         near_copies=tuple(copies),
     )
+
+
+def _read(
+    store: Store, domain: DomainName, step: Callable[[], object]
+) -> dict[Split, list[Example]]:
+    """All that a domain holds, by use."""
+    step()
+    found: dict[Split, list[Example]] = {split: [] for split in Split}
+    for example in store.domains.examples(domain, splits=tuple(Split)):
+        found[example.split].append(example)
+    return found
+
+
+def _within(space: Sequence[str], examples: Iterable[Example]) -> list[Example]:
+    """Those whose labels are in the label *space*."""
+    known = frozenset(space)
+    return [example for example in examples if example.label in known]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,4 +170,4 @@ class _Gathered:
 def verify_images(store: Store, domain: DomainName, space: Sequence[str]) -> VerifySet:
     """A domain's verify images whose labels are in the label *space*."""
     found = store.domains.examples(domain, splits=[Split.VERIFY])
-    return verify_set(str(domain), [e for e in found if e.label in set(space)], space)
+    return verify_set(str(domain), _within(space, found), space)

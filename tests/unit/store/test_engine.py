@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -11,13 +14,15 @@ import sqlalchemy as sa
 from hypothesis import strategies as st
 
 from acclimate_service.domain.errors import StoreFull, StoreUnavailable
-from acclimate_service.domain.names import JobName
-from acclimate_service.store import open_store
+from acclimate_service.domain.examples import Split
+from acclimate_service.domain.names import DomainName, JobName, ModelName
+from acclimate_service.store import Store, open_store
 from acclimate_service.store.engine import TRIES, Database, Transaction, line, open_engine, plain
 from acclimate_service.store.ids import new_id
 from acclimate_service.store.schema import EPOCH, Instant
 
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+WEBCAM = DomainName("webcam")
 
 
 @pytest.fixture
@@ -200,3 +205,36 @@ def test_ids_are_slugs_that_sort_by_time() -> None:
     assert ids == sorted(ids)
     assert [JobName(text).job for text in ids] == ids
     assert new_id(NOON) != new_id(NOON)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.domains.examples(WEBCAM, splits=tuple(Split)),
+        lambda store: store.domains.counts(WEBCAM),
+        lambda store: store.jobs.claim("worker", lease_seconds=30, max_attempts=3),
+        lambda store: store.jobs.census(),
+        lambda store: store.jobs.looks(ModelName("shop"), WEBCAM),
+    ],
+    ids=["examples", "counts", "claim", "census", "looks"],
+)
+def test_what_is_asked_all_the_time_reads_no_table_from_end_to_end(
+    tmp_path: Path, read: Callable[[Store], object]
+) -> None:
+    with contextlib.closing(open_store(f"sqlite:///{tmp_path}/s.db", tmp_path / "blobs")) as store:
+        store.domains.create(WEBCAM, ("mug", "pen"))
+        engine, asked = store.database.engine, []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def _note(_c: object, _cursor: object, statement: str, given: Any, *_: object) -> None:
+            asked.append((statement, given))
+
+        read(store)
+        with contextlib.closing(engine.raw_connection()) as connection:
+            plans = [
+                step[3]
+                for statement, given in asked
+                for step in connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", given)
+            ]
+    assert plans
+    assert [step for step in plans if step.startswith("SCAN") and "COVERING" not in step] == []
