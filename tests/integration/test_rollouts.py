@@ -164,7 +164,7 @@ def test_a_rollout_whose_alias_moved_away_and_back_is_over_though_nobody_asks(
     for to in (elsewhere, home):
         service.store.registry.set_alias(AliasName("shop", "production"), to)
     assert "moved" in ends(client, begun, RolloutState.STOPPED).reason
-    assert client.predict("shop", RED)[0].version == str(home)
+    until(lambda: client.predict("shop", RED)[0].version == str(home), "the way back, here too")
 
 
 def test_a_candidate_that_breaks_costs_no_prediction_and_is_rolled_back(
