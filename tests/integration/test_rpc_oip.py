@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
 from acclimate.oip import model_config_pb2
 from acclimate.v1 import inference_pb2
 from acclimate_service.domain.names import ModelName
+from acclimate_service.rpc import convert_oip, convert_predictions
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 Output = pb.ModelInferRequest.InferRequestedOutputTensor
@@ -75,7 +77,8 @@ def test_the_server_says_what_it_is_and_that_it_is_ready(service: Service) -> No
     assert oip(service).ServerReady(pb.ServerReadyRequest(), timeout=10).ready
     told = oip(service).ServerMetadata(pb.ServerMetadataRequest(), timeout=10)
     assert told.name == "acclimate"
-    assert "statistics" in told.extensions
+    assert {"statistics", "schedule_policy", "classification"} <= set(told.extensions)
+    assert "sequence" not in told.extensions
 
 
 def test_every_form_of_the_same_images_has_the_same_answer(service: Service) -> None:
@@ -466,3 +469,45 @@ def test_tritons_own_client_works_unchanged(service: Service, tmp_path: Any) -> 
         "state": "READY",
         "ready": [False, True],
     }
+
+
+@pytest.mark.parametrize("given", [{"int64_param": 7}, {"uint64_param": 7}, {"string_param": "a"}])
+def test_a_sequence_is_refused_by_name_and_not_answered_as_single_requests(
+    service: Service, given: dict[str, Any]
+) -> None:
+    served(service, f"single-{next(iter(given)).partition('_')[0]}")
+    request = raw(f"single-{next(iter(given)).partition('_')[0]}")
+    # What Triton's client sends with every request that belongs to none.
+    request.parameters["sequence_id"].int64_param = 0
+    assert oip(service).ModelInfer(request, timeout=10).outputs
+    request.parameters["sequence_id"].CopyFrom(pb.InferParameter(**given))
+    code, info = refusal(lambda: oip(service).ModelInfer(request, timeout=10))
+    assert (code, info.metadata["field"]) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "parameters.sequence_id",
+    )
+
+
+def test_floats_are_not_read_on_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(service, "floats")
+    threads = []
+    usual = convert_predictions.whole
+
+    def whole(values: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return usual(values)
+
+    monkeypatch.setattr(convert_predictions, "whole", whole)
+    monkeypatch.setattr(convert_oip, "whole", whole)
+    pixels = PIXELS.astype(np.float32)
+    tensor = inference_pb2.Tensor(shape=pixels.shape, floats=pixels.tobytes())
+    question = inference_pb2.PredictRequest(model="models/floats", tensor=tensor)
+    typed = raw("floats", pixels)
+    typed.inputs[0].contents.fp32_contents.extend(pixels.ravel().tolist())
+    del typed.raw_input_contents[:]
+    assert service.inference.Predict(question, timeout=10).predictions
+    for request in (raw("floats", pixels), typed):
+        assert oip(service).ModelInfer(request, timeout=10).outputs
+    assert [name.partition("_")[0] for name in threads] == ["tensors"] * 3

@@ -1,4 +1,4 @@
-"""Bounded work: lanes of threads for what blocks, gates for how many at once.
+"""Bounded work: lanes of threads for what blocks, gates for how many at once, locks for names.
 
 Nothing here queues without an end. What does not fit is refused with ``Overloaded``
 and a time to try again, so that a flood of one kind of call costs that kind alone and
@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -64,6 +65,17 @@ class Gate:
             yield
         finally:
             self.release(units)
+
+
+class Locks:
+    """A lock for each name, and a fixed number of them: callers' names must not fill the memory."""
+
+    def __init__(self, number: int = 64) -> None:
+        self._locks = tuple(asyncio.Lock() for _ in range(number))
+
+    def of(self, name: str) -> asyncio.Lock:
+        """The lock of *name*, which others may share."""
+        return self._locks[zlib.crc32(name.encode()) % len(self._locks)]
 
 
 class Lane:

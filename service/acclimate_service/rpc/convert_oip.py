@@ -60,6 +60,15 @@ def target(name: str, version: str) -> str:
     return str(AliasName(check_id(name), PRODUCTION))
 
 
+def takes_long(request: pb.ModelInferRequest) -> bool:
+    """Whether reading the images would hold the event loop up.
+
+    Typed numbers are a Python object each, and each float is compared with its rounded self.
+    """
+    raw = bool(request.raw_input_contents)
+    return any(t.datatype == "FP32" or not (raw or t.datatype == "BYTES") for t in request.inputs)
+
+
 def images(request: pb.ModelInferRequest, preprocessing: Preprocessing) -> Pixels | Encoded:
     """The pixels or the image files of a request.
 
@@ -172,6 +181,20 @@ def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
     )
 
 
+def no_sequence(request: pb.ModelInferRequest) -> None:
+    """Refuse Triton's sequences: every image is answered by itself, whatever came before it.
+
+    Raises:
+        InvalidSpec: the request belongs to one.
+    """
+    given = request.parameters.get("sequence_id")
+    if given is not None and (given.int64_param or given.uint64_param or given.string_param):
+        raise InvalidSpec(
+            "sequences are not offered: every request is answered by itself; leave sequence_id out",
+            field="parameters.sequence_id",
+        )
+
+
 def timeout(request: pb.ModelInferRequest) -> float | None:
     """After how many seconds the answer is of no use, if the request says so.
 
@@ -282,8 +305,8 @@ def _add_strings(
 
 def _classes(values: NDArray[np.float32], labels: Sequence[str], count: int) -> list[list[bytes]]:
     """Triton's classification extension: ``value:index:label``, the best first."""
-    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    order = convert_predictions.best(values, count)
     return [
-        [f"{row[index]:f}:{index}:{labels[index]}".encode() for index in best]
-        for row, best in zip(values, order, strict=True)
+        [f"{row[index]:f}:{index}:{labels[index]}".encode() for index in places]
+        for row, places in zip(values, order, strict=True)
     ]

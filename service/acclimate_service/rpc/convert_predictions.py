@@ -147,14 +147,12 @@ def response(
     probabilities = outputs["probabilities"]
     labels = version.manifest.labels
     count = min(request.top_k or TOP_K_DEFAULT, len(labels))
-    # Stable, so that of equal probabilities the first label comes first.
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
     predictions = []
-    for row, best in enumerate(order):
+    for row, places in enumerate(best(probabilities, count)):
         prediction = pb.Prediction(
             classes=[
                 pb.Prediction.Class(label=labels[index], probability=probabilities[row, index])
-                for index in best
+                for index in places
             ]
         )
         if request.probabilities:
@@ -171,6 +169,22 @@ def response(
         predictions=predictions,
         id=request.id,
     )
+
+
+def best(values: NDArray[np.float32], count: int) -> list[NDArray[np.intp]]:
+    """Where the *count* greatest of each row of [N, C] are, the greatest first.
+
+    Of equal ones the first comes first. Only what may be among them is sorted: all of 256 rows
+    of 10,000 would take the event loop half a second.
+    """
+    if count >= values.shape[1] or np.isnan(values).any():
+        return list(np.argsort(-values, axis=1, kind="stable")[:, :count])
+    least = -np.partition(-values, count - 1, axis=1)[:, count - 1]
+    found = []
+    for row, bound in zip(values, least, strict=True):
+        places = np.flatnonzero(row >= bound)
+        found.append(places[np.argsort(-row[places], kind="stable")[:count]])
+    return found
 
 
 def refusal(error: ServiceError, request: pb.PredictRequest) -> pb.PredictStreamResponse:

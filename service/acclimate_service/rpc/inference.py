@@ -30,12 +30,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Answers from what is *served*; *gate* bounds the requests that streams have open.
 
-    The *store* is read in *lane*.
+    The *store* is read in *lane*, and what would hold the event loop up in *tensors*.
     """
 
-    def __init__(self, store: Store, *, lane: Lane, served: Served, gate: Gate) -> None:
+    def __init__(
+        self, store: Store, *, lane: Lane, tensors: Lane, served: Served, gate: Gate
+    ) -> None:
         self._store = store
         self._lane = lane
+        self._tensors = tensors
         self._served = served
         self._gate = gate
 
@@ -88,11 +91,14 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
-            images = (
-                Encoded(files=question.images, preprocessing=preprocessing)
-                if question.images
-                else convert.pixels(request.tensor, preprocessing.size)
-            )
+            images: Encoded | convert.Images
+            if question.images:
+                images = Encoded(files=question.images, preprocessing=preprocessing)
+            elif request.tensor.floats:  # each is compared with its rounded self
+                size = preprocessing.size
+                images = await self._tensors.run(convert.pixels, request.tensor, size)
+            else:
+                images = convert.pixels(request.tensor, preprocessing.size)
             return await handle.run(
                 images,
                 outputs,

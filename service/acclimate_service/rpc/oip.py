@@ -39,6 +39,7 @@ EXTENSIONS: Final = (
     "model_configuration",
     "model_repository",
     "parameters",
+    "schedule_policy",
     "statistics",
 )
 INDEX_LIMIT: Final = 10_000  # versions an index lists
@@ -46,16 +47,25 @@ PAGE: Final = 500
 
 
 class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
-    """Answers from what is *served*; the store is read in *lane*.
+    """Answers from what is *served*; the store is read in *lane*, long tensors in *tensors*.
 
     *gate* bounds the requests that streams have open; *version* is the server's own.
     """
 
     def __init__(
-        self, store: Store, *, lane: Lane, served: Served, health: Health, gate: Gate, version: str
+        self,
+        store: Store,
+        *,
+        lane: Lane,
+        tensors: Lane,
+        served: Served,
+        health: Health,
+        gate: Gate,
+        version: str,
     ) -> None:
         self._store = store
         self._lane = lane
+        self._tensors = tensors
         self._served = served
         self._health = health
         self._gate = gate
@@ -147,6 +157,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelInferResponse:
+        convert.no_sequence(request)
         patience = convert.timeout(request)
         if patience is not None:
             own = time.monotonic() + patience
@@ -168,11 +179,10 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
-            # Typed numbers are a Python object each: too many for the event loop.
             images = (
-                convert.images(request, preprocessing)
-                if request.raw_input_contents
-                else await self._lane.run(convert.images, request, preprocessing)
+                await self._tensors.run(convert.images, request, preprocessing)
+                if convert.takes_long(request)
+                else convert.images(request, preprocessing)
             )
             return await handle.run(
                 images,

@@ -13,10 +13,8 @@ and time for, and the pool unloads what was unused longest. The next request loa
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-import zlib
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +26,7 @@ from acclimate_service.domain.errors import (
     NoIncumbent,
     NotReady,
     Overloaded,
+    RolloutRunning,
     ServiceError,
     VersionInUse,
 )
@@ -37,7 +36,7 @@ from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.pool import Pool
-from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.bounds import Lane, Locks
 from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.metrics import Metrics
@@ -50,7 +49,6 @@ T = TypeVar("T")
 
 EAGER_SECONDS = 5.0  # for which a server that starts loads before it answers
 RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
-LOCKS = 64  # that the moves of all models share
 
 
 class Served:
@@ -77,8 +75,7 @@ class Served:
         self._lane = lane
         self._health = health
         self._metrics = metrics
-        # A fixed number: names come from callers, and must not fill the memory.
-        self._locks = tuple(asyncio.Lock() for _ in range(LOCKS))
+        self._locks = Locks()  # order a model's moves, so that a slow one overtakes no later one
         self._marker = 0  # the number of the last move in the store that was looked at
         self._started = False  # whether every alias was tried once
         self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
@@ -116,10 +113,7 @@ class Served:
                 name=name,
             )
         if isinstance(target, VersionName):
-            try:
-                return self._pool.acquire(str(target))
-            except NotReady:
-                return await self._load(target, prompt=True)
+            return await self._load(target, prompt=True)
         try:
             return self._pool.acquire(str(target))
         except NotReady:
@@ -180,7 +174,7 @@ class Served:
             VersionUnloadable: it does not load; the alias stays where it is.
             AliasMoved: *expect* is given and the alias points elsewhere.
         """
-        async with self._lock(alias.model):
+        async with self._locks.of(alias.model):
             with await self._load(version) as handle:
                 moved = await self._lane.run(
                     self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
@@ -197,7 +191,7 @@ class Served:
             VersionUnloadable: what it pointed at does not load any more.
             AliasMoved: somebody moved it meanwhile.
         """
-        async with self._lock(alias.model):
+        async with self._locks.of(alias.model):
             now = await self._lane.run(self._store.registry.get_alias, alias)
             if now.previous is None:
                 raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
@@ -214,7 +208,7 @@ class Served:
         Raises:
             AliasNotFound: there is no such alias.
         """
-        async with self._lock(alias.model):
+        async with self._locks.of(alias.model):
             await self._lane.run(self._store.registry.delete_alias, alias, who=who, why=why)
             await self._unpoint(alias)
 
@@ -244,7 +238,7 @@ class Served:
             NoIncumbent: it has no version yet.
             VersionUnloadable: what an alias points at does not load.
         """
-        async with self._lock(model.model):
+        async with self._locks.of(model.model):
             await self._lane.run(self._store.registry.get_model, model)
             aliases = await self._lane.run(self._store.registry.list_aliases, model)
             for alias in aliases:
@@ -261,16 +255,21 @@ class Served:
 
         Raises:
             NotFound: there is no such model.
+            RolloutRunning: one of its aliases has a rollout, which keeps its candidate loaded.
         """
-        async with self._lock(model.model):
-            await self._lane.run(self._store.registry.get_model, model)
+        await self._lane.run(self._store.registry.get_model, model)
+        mine = f"{model}/"
+        async with self._locks.of(model.model):
+            if (rollout := self.trials.of(model)) is not None:
+                raise RolloutRunning(str(rollout))
             self._unloaded.add(model.model)
-            mine = f"{model}/"
             for alias in self._pool.aliases():
                 if alias.startswith(mine):
                     await self._unpoint(AliasName.parse(alias))
-            for resident in self._pool.resident():
-                if resident.version.startswith(mine):
+        # Not under the lock: their last requests may take long, and other models share it.
+        for resident in self._pool.resident():
+            if resident.version.startswith(mine):
+                with contextlib.suppress(VersionInUse):  # it was loaded again meanwhile
                     await self._pool.unload(resident.version)
 
     # ── following ────────────────────────────────────────────────────────────
@@ -297,7 +296,7 @@ class Served:
         await self.trials.catch_up()
 
     async def _follow(self, alias: AliasName) -> None:
-        async with self._lock(alias.model):
+        async with self._locks.of(alias.model):
             if alias.model in self._unloaded:
                 return
             try:
@@ -311,7 +310,8 @@ class Served:
                 return
             try:
                 await self._serve(alias, current.version)
-            except ServiceError as error:
+            # Whatever it is: what one version breaks with must not end the following of all.
+            except Exception as error:  # noqa: BLE001
                 self._behind[alias] = time.monotonic() + RETRY_SECONDS
                 self._metrics.swaps.labels("failed").inc()
                 structlog.get_logger(__name__).error(
@@ -319,16 +319,13 @@ class Served:
                     alias=str(alias),
                     version=str(current.version),
                     serving=serving or "nothing",
-                    reason=error.reason,
+                    reason=error.reason if isinstance(error, ServiceError) else "INTERNAL",
                     message=str(error),
+                    exc_info=None if isinstance(error, ServiceError) else error,
                 )
                 await self._tell_health(alias)
 
     # ── inside ───────────────────────────────────────────────────────────────
-
-    def _lock(self, model: str) -> asyncio.Lock:
-        """What orders the moves of a model, so that a slow one cannot overtake a later one."""
-        return self._locks[zlib.crc32(model.encode()) % LOCKS]
 
     async def _serve(self, alias: AliasName, name: VersionName) -> None:
         """Have a version answer under *alias*: loaded first, unless nothing answers yet.

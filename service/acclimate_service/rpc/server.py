@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from acclimate_service.rpc.access import AccessServicer
 from acclimate_service.rpc.adaptation import AdaptationServicer
 from acclimate_service.rpc.bounds import Gate, Lane
 from acclimate_service.rpc.door import Door
+from acclimate_service.rpc.following import Following
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import InferenceServicer
 from acclimate_service.rpc.inference_metrics import InferenceCollector
@@ -63,7 +64,6 @@ SERVICES: Final = (
 
 
 REFLECTIONS: Final = 100  # streams that ask what the server has
-PROBE_SECONDS: Final = 5.0  # in which a store that is in reach answers
 HEALTH_SECONDS: Final = 0.05  # in which those who watch the health hear of the end
 REFUSING_SECONDS: Final = 0.1  # in which those who call hear of it
 
@@ -156,7 +156,6 @@ class Server:
         self.health = Health(storing=(*SERVICES[:2], *SERVICES[4:]), predicting=SERVICES[2:4])
         self._store = store
         self._limits = limits
-        self._following: asyncio.Task[None] | None = None
         self._lane = Lane("store", threads=limits.store_threads, waiting=limits.calls)
         # Apart from the store's lane and from each other, so that neither decoding nor a
         # slow disk delays an answer, and a full lane is not taken for a lost store.
@@ -165,8 +164,10 @@ class Server:
             threads=limits.decode_threads,
             waiting=limits.uploads * limits.upload.group_examples,
         )
+        self._tensors = Lane(
+            "tensors", threads=limits.decode_threads, waiting=2 * limits.predictions
+        )
         self._files = Lane("files", threads=4, waiting=4 * limits.uploads + limits.exports)
-        self._probe = Lane("probe", threads=1, waiting=0)
         self.served = Served(
             store,
             pool,
@@ -190,6 +191,14 @@ class Server:
             default=Rule(gate=default, seconds=limits.call_seconds),
             metrics=self.metrics,
             tracer=tracer,
+        )
+        self._following = Following(
+            store,
+            served=self.served,
+            keyring=self.keyring,
+            denials=self._door.denials,
+            health=self.health,
+            interval=limits.poll_seconds,
         )
         self._idle = interceptor.idle
         self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))
@@ -221,11 +230,12 @@ class Server:
         )
         streamed = Gate("the predictions", limit=limits.predictions, retry_after=0.1)
         inference = InferenceServicer(
-            self._store, lane=self._lane, served=self.served, gate=streamed
+            self._store, lane=self._lane, tensors=self._tensors, served=self.served, gate=streamed
         )
         oip = InferenceProtocolServicer(
             self._store,
             lane=self._lane,
+            tensors=self._tensors,
             served=self.served,
             health=self.health,
             gate=streamed,
@@ -269,7 +279,7 @@ class Server:
         await self.served.catch_up()
         await self.health.set_predicting()
         await self.health.set_stored(True)
-        self._following = asyncio.create_task(self._follow())
+        self._following.start()
 
     async def until(self, stop: asyncio.Event) -> None:
         """Wait for *stop*.
@@ -278,41 +288,16 @@ class Server:
             Exception: what ended the following of the store, which nothing should. A
                 server that no longer follows must not go on as if it did.
         """
-        assert self._following is not None
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopped, self._following}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if self._following.done():
-            self._following.result()
-
-    async def _follow(self) -> None:
-        """Keep up with the store, and say so when it is gone or back."""
-        while True:
-            await asyncio.sleep(self._limits.poll_seconds)
-            try:
-                await self._answered(self._store.ping_rows)
-                await self.keyring.catch_up()
-                await self.served.catch_up()
-                await self._door.denials.flush()
-                # Last: what needs rows alone goes on while the files are out of reach.
-                await self._answered(self._store.blobs.ping)
-            except (StoreUnavailable, Overloaded, TimeoutError) as error:
-                await self.health.set_stored(False, why=str(error) or "it does not answer")
-            else:
-                await self.health.set_stored(True)
-
-    async def _answered(self, ping: Callable[[], None]) -> None:
-        """Have *ping* return within the time that the store has to answer."""
-        async with asyncio.timeout(PROBE_SECONDS):
-            await self._probe.run(ping)
+        try:
+            await self._following.until(stopped)
+        finally:
+            stopped.cancel()
 
     async def stop(self, grace: float) -> None:
         """Drain: say NOT_SERVING, take nothing new, let what runs end within *grace* seconds."""
         await self.health.drain()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
-            self._following = None
+        if await self._following.stop():
             with contextlib.suppress(StoreUnavailable, Overloaded):
                 await self._door.denials.flush(last=True)
         await asyncio.sleep(HEALTH_SECONDS)
@@ -325,7 +310,7 @@ class Server:
         await self._server.stop(grace)
         with contextlib.suppress(StoreUnavailable, Overloaded):
             await self.served.trials.close()
-        for lane in (self._lane, self._ingest, self._files, self._probe):
+        for lane in (self._lane, self._ingest, self._tensors, self._files):
             lane.close()
 
 

@@ -32,7 +32,7 @@ from acclimate_service.domain.errors import (
     StoreUnavailable,
 )
 from acclimate_service.domain.model import ModelVersion
-from acclimate_service.domain.names import VersionName
+from acclimate_service.domain.names import ModelName, RolloutName, VersionName
 from acclimate_service.domain.rollout import Counts, Rollout, RolloutMode, RolloutState
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.handle import Handle
@@ -186,6 +186,11 @@ class Trials:
     def _is_chosen(rollout: Rollout, key: bytes) -> bool:
         digest = hashlib.blake2b(key, key=str(rollout.name).encode()[:64], digest_size=8).digest()
         return int.from_bytes(digest, "big") < rollout.draft.share * 2**64
+
+    def of(self, model: ModelName) -> RolloutName | None:
+        """A rollout of one of the model's aliases that runs here, if there is one."""
+        mine = f"{model}/"
+        return next((t.rollout.name for a, t in self._trials.items() if a.startswith(mine)), None)
 
     # ── following ────────────────────────────────────────────────────────────
 

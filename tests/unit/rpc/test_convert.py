@@ -274,3 +274,18 @@ def test_a_tensor_holds_pixels_or_floats_and_as_many_as_its_shape_says() -> None
         wrong = inference_pb2.Tensor(shape=[1, 4, 4, 3], floats=bytes(count))
         with pytest.raises(InputMismatch, match="192 bytes of float32"):
             convert_predictions.pixels(wrong, 4)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8, 20])
+def test_the_best_are_those_of_a_whole_stable_sort(count: int) -> None:
+    drawn = np.random.default_rng(5)
+    # Few values, so that many are equal, also where the last place is given away.
+    values = drawn.integers(0, 4, (50, 8)).astype(np.float32)
+    whole = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    assert np.array_equal(np.array(convert_predictions.best(values, count)), whole)
+
+
+def test_a_row_without_numbers_still_has_its_best() -> None:
+    values = np.array([[np.nan, 1, 2], [3, np.nan, np.nan]], np.float32)
+    assert [len(places) for places in convert_predictions.best(values, 2)] == [2, 2]
+    assert convert_predictions.best(values, 2)[0].tolist() == [2, 1]

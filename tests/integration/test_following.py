@@ -1,0 +1,173 @@
+"""What a server that follows the store does meanwhile: nothing of one model holds up the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tests.integration.rpc_server import (
+    Service,
+    ask,
+    classifier,
+    fresh_store,
+    model,
+    plain,
+    promote,
+    refusal,
+    running,
+    version,
+)
+
+from acclimate.oip import grpc_service_pb2 as oip_pb
+from acclimate.v1 import rollout_pb2, rollout_pb2_grpc
+from acclimate_service.domain.access import TokenDraft, principal_of
+from acclimate_service.domain.names import AliasName, TokenName, VersionName
+from acclimate_service.rpc.server import Admission, Limits
+from acclimate_service.store import Store
+
+RED = plain((250, 0, 0))
+QUICK = Limits(poll_seconds=0.05)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = fresh_store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def service(store: Store) -> Iterator[Service]:
+    with running(store, QUICK) as service:
+        yield service
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < ends, "it did not come true"
+        time.sleep(0.02)
+
+
+def served_by(service: Service, name: object, **more: Any) -> str:
+    try:
+        return service.inference.Predict(ask(name, RED), timeout=10, **more).version
+    except grpc.RpcError as error:
+        return str(error.code())
+
+
+def follows(service: Service, name: str) -> bool:
+    """Whether a move that another process makes of a new model's alias is made here."""
+    made = version(service.store, model(service.store, name), classifier(3))
+    service.store.registry.set_alias(AliasName(name, "production"), made)
+    until(lambda: served_by(service, f"models/{name}") == str(made))
+    return True
+
+
+def unload(service: Service, name: str) -> oip_pb.RepositoryModelUnloadResponse:
+    return service.oip.RepositoryModelUnload(
+        oip_pb.RepositoryModelUnloadRequest(model_name=name), timeout=20
+    )
+
+
+def blocked(service: Service, monkeypatch: pytest.MonkeyPatch, slow: VersionName) -> Any:
+    """What lets *slow*, which is being opened from now on, go on to open."""
+    opening = service.server.served._opening
+    go_on, usual = threading.Event(), opening.open
+
+    def open_(found: Any) -> Any:
+        if found.name == slow:
+            assert go_on.wait(30)
+        return usual(found)
+
+    monkeypatch.setattr(opening, "open", open_)
+    return go_on
+
+
+def test_a_model_on_trial_is_not_unloaded_and_the_refusal_names_the_rollout(
+    service: Service,
+) -> None:
+    name = model(service.store, "shop")
+    first, second = (version(service.store, name, classifier(gain)) for gain in (1, 2))
+    promote(service, name, first)
+    begun = rollout_pb2_grpc.RolloutServiceStub(service.channel).StartRollout(
+        rollout_pb2.StartRolloutRequest(
+            alias=f"{name}/aliases/production",
+            candidate=str(second),
+            mode=rollout_pb2.Rollout.MODE_SHADOW,
+            share=0.5,
+        ),
+        timeout=10,
+    )
+    code, info = refusal(lambda: unload(service, "shop"))
+    assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ROLLOUT_RUNNING")
+    assert info.metadata["name"] == begun.name
+    assert served_by(service, name) == str(first)
+
+
+def test_an_unload_that_waits_for_a_long_request_holds_up_no_other_move(service: Service) -> None:
+    name = model(service.store, "busy")
+    first, second = (version(service.store, name, classifier(gain)) for gain in (1, 2))
+    promote(service, name, first)
+    held = service.run(lambda: service.server.served.hold(str(first)))
+    with ThreadPoolExecutor(1) as pool:
+        unloading = pool.submit(unload, service, "busy")
+        until(lambda: served_by(service, name) == "StatusCode.FAILED_PRECONDITION")
+        service.store.registry.set_alias(AliasName("busy", "canary"), second)
+        assert follows(service, "other")
+        assert not unloading.done()
+        service.loop.call_soon_threadsafe(held.release)
+        unloading.result(20)
+
+
+def test_a_version_that_breaks_in_no_way_we_know_costs_only_its_own_alias(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = model(service.store, "huge")
+    good, bad = (version(service.store, name, classifier(gain)) for gain in (1, 2))
+    promote(service, name, good)
+    opening = service.server.served._opening
+    usual = opening.open
+
+    def open_(found: Any) -> Any:
+        if found.name == bad:
+            raise MemoryError
+        return usual(found)
+
+    monkeypatch.setattr(opening, "open", open_)
+    service.store.registry.set_alias(AliasName("huge", "production"), bad)
+    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 1)
+    assert follows(service, "other")
+    assert served_by(service, name) == str(good)
+
+
+def test_a_token_ends_while_a_version_is_loading(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = principal_of("ada", roles=["predict"], models=[], domains=[])
+    minted = store.tokens.create(TokenDraft(principal=who, certificate="", lifetime=None), by="me")
+    name = model(store, "slow")
+    first, second = (version(store, name, classifier(gain)) for gain in (1, 2))
+    alias = AliasName("slow", "production")
+    store.registry.set_alias(alias, first)
+    shown = {"metadata": (("authorization", f"Bearer {minted.secret}"),)}
+    with running(store, QUICK, admission=Admission(tokens=True)) as service:
+        assert served_by(service, name, **shown) == str(first)
+        go_on = blocked(service, monkeypatch, second)
+        store.registry.set_alias(alias, second)
+        until(lambda: is_loading(service, second))
+        store.tokens.revoke(TokenName(minted.token.id))
+        until(lambda: served_by(service, name, **shown) == "StatusCode.UNAUTHENTICATED")
+        assert is_loading(service, second)
+        go_on.set()
+
+
+def is_loading(service: Service, which: VersionName) -> bool:
+    found = service.server.served.pool.resident()
+    return any(item.version == str(which) and item.loading for item in found)
