@@ -49,8 +49,9 @@ from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
 from acclimate_service.store import Store, open_store
-from acclimate_service.worker.evaluate import VerifySet, milliseconds, predict
+from acclimate_service.worker.evaluate import VerifySet, predict
 from acclimate_service.worker.stock import verify_images
+from acclimate_service.worker.timing import milliseconds
 
 DOMAINS = ("amazon", "webcam")
 THREADS = os.cpu_count() or 1

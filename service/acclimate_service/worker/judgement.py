@@ -11,7 +11,7 @@ import pydantic
 from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
 from acclimate_service.domain.guard import judge, judge_first
 from acclimate_service.domain.job import EventKind, Job, Phase
-from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.model import Manifest, ModelVersion
 from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
@@ -19,15 +19,13 @@ from acclimate_service.inference.execution import Execution
 from acclimate_service.worker.evaluate import (
     Floats,
     VerifySet,
-    equalled,
-    milliseconds,
     predict,
-    same_work,
 )
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.stock import JobImages
 from acclimate_service.worker.story import Story
 from acclimate_service.worker.suspects import Screened
+from acclimate_service.worker.timing import ALONE, equalled, milliseconds, same_work
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,13 +94,15 @@ def judge_adapted(
     story.enter(Phase.JUDGING)
     old = incumbent.manifest
     onnx = story.store.blobs.get(old.artifacts.onnx)
-    classifiers = [
-        _open(onnx, old.artifacts.onnx, len(old.labels), old.preprocessing.size, threads),
-        _open(candidate.onnx, candidate.artifacts.onnx, len(candidate.labels),
-              candidate.preprocessing.size, threads),
-    ]  # fmt: skip
+
+    def both(execution: Execution) -> list[Classifier]:
+        return [_open(onnx, old, execution), _open(candidate.onnx, candidate, execution)]
+
+    classifiers = both(Execution.for_latency(threads))
     target, *known = _compare(story, classifiers, candidate, images)
-    times = _milliseconds(story, classifiers, candidate, images)
+    times = _milliseconds(
+        story, both(ALONE), candidate, images, ratio=job.draft.spec.guard.latency_ratio_limit
+    )
     if same_work(onnx, candidate.onnx):
         times = equalled(times)
     before, after = (
@@ -161,18 +161,19 @@ def measure(
 ) -> Judgement:
     """Run one file on verify images, if there are any, without asking the guard."""
     story.enter(Phase.JUDGING)
-    artifacts, preprocessing = candidate.artifacts, candidate.preprocessing
-    classifier = _open(
-        candidate.onnx, artifacts.onnx, len(candidate.labels), preprocessing.size, threads
-    )
+    classifier = _open(candidate.onnx, candidate, Execution.for_latency(threads))
     target = None
     if verify is not None:
         read = story.store.blobs.get
         (answers,) = predict(
-            [classifier], verify, read=read, preprocessing=preprocessing, step=story.step
+            [classifier],
+            verify,
+            read=read,
+            preprocessing=candidate.preprocessing,
+            step=story.step,
         )
         target = Compared(verify=verify, incumbent=None, candidate=answers)
-    files = (FileFacts(bytes=artifacts.onnx_bytes),)
+    files = (FileFacts(bytes=candidate.artifacts.onnx_bytes),)
     return Judgement(target=target, known=(), files=files, verdict=None)
 
 
@@ -194,19 +195,29 @@ def _compare(
 
 
 def _milliseconds(
-    story: Story, classifiers: Sequence[Classifier], candidate: Candidate, images: JobImages
+    story: Story,
+    classifiers: Sequence[Classifier],
+    candidate: Candidate,
+    images: JobImages,
+    *,
+    ratio: float,
 ) -> Sequence[float | None]:
     """The time for one image through each file; None where there is no image to time."""
     examples = [e for v in (images.target, *images.known) for e in v.examples]
     if not examples:
         return [None for _ in classifiers]
-    encoded = story.store.blobs.get(examples[0].blob)
-    return milliseconds(classifiers, decode_prepared(encoded, candidate.preprocessing))
+    image = decode_prepared(story.store.blobs.get(examples[0].blob), candidate.preprocessing)
+    return milliseconds(classifiers, image, ratio=ratio, step=story.step)
 
 
-def _open(onnx: bytes, digest: str, labels: int, size: int, threads: int) -> Classifier:
-    execution = Execution.for_latency(threads)
-    return Classifier.open(onnx, digest=digest, labels=labels, size=size, execution=execution)
+def _open(onnx: bytes, of: Manifest | Candidate, execution: Execution) -> Classifier:
+    return Classifier.open(
+        onnx,
+        digest=of.artifacts.onnx,
+        labels=len(of.labels),
+        size=of.preprocessing.size,
+        execution=execution,
+    )
 
 
 def _accuracy(probabilities: Floats, verify: VerifySet) -> float | None:

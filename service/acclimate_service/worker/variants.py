@@ -34,10 +34,11 @@ from acclimate_service.inference.execution import Execution
 from acclimate_service.training.dataset import Stock
 from acclimate_service.training.fp16 import fp16
 from acclimate_service.training.int8 import calibrate
-from acclimate_service.worker.evaluate import milliseconds, predict
+from acclimate_service.worker.evaluate import predict
 from acclimate_service.worker.judgement import Compared, Judgement
 from acclimate_service.worker.publish import Candidate
 from acclimate_service.worker.story import Story
+from acclimate_service.worker.timing import ALONE, milliseconds
 
 CALIBRATION_IMAGES = 32
 
@@ -205,9 +206,17 @@ class Bench:
         """Bytes and milliseconds of the fp32 file and of the variant, timed in turn."""
         example = next(example for one in compared for example in one.verify.examples)
         encoded = self.story.store.blobs.get(example.blob)
-        fp32 = self.open(self.candidate.onnx, classifier.execution)
-        image = decode_prepared(encoded, self.candidate.preprocessing)
-        before, after = milliseconds([fp32, classifier], image)
+        on_cpu = classifier.execution.provider == "cpu"
+        timed = ALONE if on_cpu else classifier.execution
+        before, after = milliseconds(
+            [
+                self.open(self.candidate.onnx, timed),
+                self.open(content, timed, classifier.precision) if on_cpu else classifier,
+            ],
+            decode_prepared(encoded, self.candidate.preprocessing),
+            ratio=self.job.draft.spec.guard.latency_ratio_limit,
+            step=self.story.step,
+        )
         return (
             FileFacts(bytes=self.candidate.artifacts.onnx_bytes, milliseconds=before),
             FileFacts(bytes=len(content), milliseconds=after),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,15 @@ from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.verdict import Decision
 from acclimate_service.inference.classifier import Classifier
-from acclimate_service.worker.evaluate import equalled, milliseconds, same_work
+from acclimate_service.inference.execution import Execution
+from acclimate_service.worker.timing import (
+    ALONE,
+    SITTINGS,
+    clock_of,
+    equalled,
+    milliseconds,
+    same_work,
+)
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
@@ -62,6 +71,90 @@ def test_a_busy_machine_does_not_make_an_equal_file_slower(busy: float) -> None:
 def test_a_file_that_is_three_times_slower_is_seen_on_a_busy_machine(busy: float) -> None:
     least = min(ratio(seed, busy=busy, slower=3.0) for seed in range(200))
     assert least > GuardPolicy().latency_ratio_limit
+
+
+class Neighbour:
+    """A clock, and another program that takes nine tenths of the machine until it has ended.
+
+    It takes them from the one file only, as a barrier for each of many nodes does.
+    """
+
+    def __init__(self, runs: float) -> None:
+        self.now, self.runs, self.rests = 0.0, runs, 0
+
+    def file(self, seconds: float, *, suffers: bool) -> Classifier:
+        return cast("Classifier", Beside(self, seconds, suffers=suffers))
+
+    def rest(self, seconds: float) -> None:
+        self.now += seconds
+        self.rests += 1
+
+
+class Beside:
+    """A file that needs so many seconds for an image, ten times as many beside a neighbour."""
+
+    def __init__(self, machine: Neighbour, seconds: float, *, suffers: bool) -> None:
+        self._machine, self._seconds, self._suffers = machine, seconds, suffers
+
+    def run(self, *_: Any) -> None:
+        busy = self._suffers and self._machine.now < self._machine.runs
+        self._machine.now += self._seconds * (10 if busy else 1)
+
+
+def beside(neighbour: Neighbour, *, slower: float) -> float:
+    """Variant over fp32, as measured while a neighbour runs."""
+    files = [
+        neighbour.file(0.010, suffers=False),
+        neighbour.file(0.010 * slower, suffers=True),
+    ]
+    fp32, variant = milliseconds(
+        files, IMAGE, ratio=2.0, clock=lambda: neighbour.now, rest=neighbour.rest
+    )
+    return variant / fp32
+
+
+def test_who_was_too_slow_is_measured_again_before_it_is_refused() -> None:
+    whole_sitting = Neighbour(runs=5.0)
+    assert beside(whole_sitting, slower=0.6) == pytest.approx(0.6)
+    assert whole_sitting.rests == 1
+
+
+def test_who_is_fast_enough_is_measured_once() -> None:
+    nobody = Neighbour(runs=0.0)
+    assert beside(nobody, slower=1.9) == pytest.approx(1.9)
+    assert nobody.rests == 0
+
+
+def test_who_is_too_slow_is_so_at_every_sitting() -> None:
+    nobody = Neighbour(runs=0.0)
+    assert beside(nobody, slower=2.1) == pytest.approx(2.1)
+    assert nobody.rests == SITTINGS - 1
+
+
+def test_a_neighbour_who_does_not_leave_is_not_waited_for_for_ever() -> None:
+    staying = Neighbour(runs=1e9)
+    assert beside(staying, slower=0.6) == pytest.approx(6)
+    assert staying.rests == SITTINGS - 1
+
+
+class Run:
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+
+
+@pytest.mark.parametrize(
+    ("execution", "clock"),
+    [
+        (ALONE, time.thread_time),
+        (Execution.for_throughput(8), time.thread_time),  # called from one thread
+        (Execution.for_latency(8), time.perf_counter),
+        (Execution.for_gpu(), time.perf_counter),
+    ],
+)
+def test_who_works_alone_is_timed_by_a_clock_that_stands_while_others_have_the_core(
+    execution: Execution, clock: Any
+) -> None:
+    assert clock_of([cast("Classifier", Run(ALONE)), cast("Classifier", Run(execution))]) is clock
 
 
 def file(*operators: str, weight: float = 1.0) -> bytes:
