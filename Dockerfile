@@ -12,7 +12,8 @@
 #
 # A container listens on all of its addresses, so without TLS and tokens it starts only if
 # it is told that whoever reaches it may do everything; publish such a port on the loopback.
-# docs/security.md has the other way.
+# docs/security.md has the other way. Docker kills after 10 seconds what drains for up to 20
+# (ACCLIMATE_DRAIN_SECONDS): give it `--stop-timeout 30`.
 #
 # Every package is checked by hash against requirements/, and each image gets the
 # versions that the tests ran on. For a GPU, add --gpus all.
@@ -79,7 +80,7 @@ COPY --from=serve-environment /opt/acclimate /opt/acclimate
 ENV ACCLIMATE_HOST=0.0.0.0
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["acclimate", "health", "--timeout", "3"]
+    CMD ["sh", "-c", "exec acclimate health --timeout 3 --server ${ACCLIMATE_SERVER:-127.0.0.1:${ACCLIMATE_PORT:-50051}}"]
 CMD ["acclimate", "serve"]
 
 # The last target is what a plain `docker build .` makes.
@@ -88,5 +89,5 @@ COPY --from=work-environment /opt/acclimate /opt/acclimate
 ENV ACCLIMATE_HOST=0.0.0.0
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["acclimate", "health", "--timeout", "3"]
+    CMD ["sh", "-c", "exec acclimate health --timeout 3 --server ${ACCLIMATE_SERVER:-127.0.0.1:${ACCLIMATE_PORT:-50051}}"]
 CMD ["acclimate", "up"]

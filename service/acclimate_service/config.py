@@ -19,6 +19,7 @@ import structlog
 
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.model import Precision
+from acclimate_service.inference import cores
 from acclimate_service.store import Bucket
 
 PREFIX = "ACCLIMATE_"
@@ -65,7 +66,7 @@ class ServeSettings(Settings):
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     # Which file of a version answers here, where the guard accepted one; else fp32 does.
     variant: Precision = "fp32"
-    threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    threads: int = pydantic.Field(default_factory=cores.usable, ge=1)
     # On a CPU, what the threads do: each an image of its own, or all the same one, which
     # answers a lone request sooner and many together later.
     prefer: Literal["throughput", "latency"] = "throughput"
@@ -110,7 +111,7 @@ class WorkSettings(Settings):
 
     # "auto": CUDA if present, else the CPU.
     device: str = pydantic.Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
-    threads: int = pydantic.Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    threads: int = pydantic.Field(default_factory=cores.usable, ge=1)
     lease_seconds: float = pydantic.Field(default=30.0, ge=2)
     poll_seconds: float = pydantic.Field(default=0.5, gt=0)
     stall_seconds: float = pydantic.Field(default=600.0, gt=0)  # no sign of life: killed

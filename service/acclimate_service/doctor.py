@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from acclimate_service.inference import memory
+from acclimate_service.inference import cores, memory
 
 SERVE = ("alembic", "grpc", "numpy", "onnxruntime", "PIL", "pydantic_settings", "sqlalchemy")
 TRAIN = ("onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")
@@ -215,7 +215,7 @@ def limits() -> Iterator[Finding]:
     level = Level.GOOD if free > SPARE_MEMORY else Level.WARNING
     advice = "" if level is Level.GOOD else "serving takes 0.3 GiB, training 1 to 2 GiB and more"
     told = (
-        f"{free / GIB:.1f} of {whole / GIB:.1f} GiB free, {len(os.sched_getaffinity(0))} "
+        f"{free / GIB:.1f} of {whole / GIB:.1f} GiB free, {cores.usable()} "
         f"processors; on a CPU, versions may take {memory.SHARE * whole / GIB:.1f} GiB unless "
         "ACCLIMATE_RESIDENT_MIB says otherwise"
     )

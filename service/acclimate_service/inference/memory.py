@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 from acclimate_service.domain.errors import ProviderUnavailable
+from acclimate_service.inference import control_groups
 from acclimate_service.inference.execution import Execution
 
 # Of what this process may have: the rest is for requests, the page cache and a worker.
@@ -45,14 +45,14 @@ def usual_budget(execution: Execution) -> int:
 
 def limit() -> int:
     """The bytes that this process may have at most: the machine's, or its control group's."""
-    limits = [size for group in _groups() if (size := _number(group, *_LIMITS)) is not None]
-    return min([_meminfo("MemTotal"), *limits])
+    limits = (_number(group, *_LIMITS) for group in control_groups.of("memory"))
+    return min([_meminfo("MemTotal"), *(size for size in limits if size is not None)])
 
 
 def available() -> int:
     """The bytes that it may still take."""
     free = [_meminfo("MemAvailable")]
-    for group in _groups():
+    for group in control_groups.of("memory"):
         size, used = _number(group, *_LIMITS), _number(group, *_USED)
         if size is not None and used is not None:
             # Cached files count as used, and go when memory is wanted.
@@ -69,23 +69,6 @@ def trim() -> None:
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2, and of 1
 _USED = ("memory.current", "memory.usage_in_bytes")
-
-
-def _groups(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> Iterator[Path]:
-    """The folders of this process's control group of memory and of all above it.
-
-    In a container the root is the container's own, and what is named lies outside of it.
-    """
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            top = root / "memory" if kinds else root
-            group = top / path.lstrip("/")
-            yield from (one for one in (group, *group.parents) if one.is_relative_to(top))
 
 
 def _number(group: Path, *names: str) -> int | None:

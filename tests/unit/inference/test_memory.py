@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from acclimate_service.inference import control_groups as groups
 from acclimate_service.inference import memory
 from acclimate_service.inference.execution import Execution
 
@@ -21,8 +22,8 @@ def control_groups(
         path = tmp_path / "root" / name.replace("__", "/").replace("_max", ".max")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{content}\n")
-    found = list(memory._groups(tmp_path / "root", tmp_path / "own"))
-    monkeypatch.setattr(memory, "_groups", lambda: found)
+    found = list(groups.of("memory", tmp_path / "root", tmp_path / "own"))
+    monkeypatch.setattr(groups, "of", lambda _: found)
 
 
 def test_without_a_limit_there_is_what_the_machine_has(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from acclimate_service.config import ServeSettings, WorkSettings
+from acclimate_service.config import CLIENT, ServeSettings, WorkSettings
+from acclimate_service.rpc.server import SERVICES
 
 ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 yaml: Any = pytest.importorskip("yaml")
 
 
@@ -35,15 +39,14 @@ def test_what_it_sets_are_settings_that_both_processes_agree_on(services: dict[s
 def test_it_builds_stages_that_there_are_and_waits_for_services_that_there_are(
     services: dict[str, Any],
 ) -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    stages = re.findall(r"(?m)^FROM \S+ AS (\S+)", dockerfile)
+    stages = re.findall(r"(?m)^FROM \S+ AS (\S+)", DOCKERFILE)
     for name, service in services.items():
         assert set(service.get("depends_on", ())) <= services.keys()
         if "build" in service:
             target = service["build"]["target"]
             assert target in stages
             # The names that the Dockerfile tells, so that nothing is built twice.
-            assert re.search(rf"--target {target} +-t {service['image']} ", dockerfile), name
+            assert re.search(rf"--target {target} +-t {service['image']} ", DOCKERFILE), name
 
 
 def test_the_bucket_and_the_database_that_it_makes_are_those_that_are_used(
@@ -73,3 +76,50 @@ def test_a_port_without_protection_is_published_on_the_loopback_alone(
     ports = [port for service in services.values() for port in service.get("ports", ())]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_docker_waits_longer_than_a_server_drains(services: dict[str, Any]) -> None:
+    drain = ServeSettings.model_fields["drain_seconds"].default
+    for name in ("serve", "work"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > drain
+
+
+def test_the_example_for_kubernetes_fits_the_rest() -> None:
+    text = (ROOT / "deploy" / "kubernetes.yaml").read_text()
+    service, *deployments = yaml.safe_load_all(text)
+    known = {f"ACCLIMATE_{name.upper()}" for name in ServeSettings.model_fields}
+    client = {f"ACCLIMATE_{name}" for name in CLIENT}
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert {each["name"] for each in container.get("env", ())} <= known | client
+        assert re.search(rf"--target \S+ +-t {container['image']} ", DOCKERFILE)
+        assert not pod["enableServiceLinks"]
+    serve = deployments[0]["spec"]["template"]
+    assert service["spec"]["selector"].items() <= serve["metadata"]["labels"].items()
+    (container,) = serve["spec"]["containers"]
+    (ready,) = (part for part in container["readinessProbe"]["exec"]["command"] if "." in part)
+    assert ready in SERVICES
+    drain = ServeSettings.model_fields["drain_seconds"].default
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert serve["spec"]["terminationGracePeriodSeconds"] > drain + waits
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, "127.0.0.1:50051"),
+        ({"ACCLIMATE_PORT": "8500"}, "127.0.0.1:8500"),
+        ({"ACCLIMATE_SERVER": "127.0.0.1:7", "ACCLIMATE_PORT": "8"}, "127.0.0.1:7"),
+    ],
+)
+def test_the_health_check_of_an_image_asks_the_port_that_is_set(
+    given: dict[str, str], asked: str
+) -> None:
+    checks = [json.loads(found) for found in re.findall(r"CMD (.*acclimate health.*)", DOCKERFILE)]
+    assert len(checks) == 2
+    for *shell, script in checks:
+        said = script.replace("exec acclimate", "echo")
+        command = ["/bin/sh", *shell[1:], said]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, env=given)
+        assert told.stdout.split()[-1] == asked

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import structlog
 
-from acclimate_service.config import ServeSettings, WorkSettings, read, unknown
+from acclimate_service.config import ServeSettings, Settings, WorkSettings, read, unknown
 from acclimate_service.domain.errors import InvalidSpec
 
 
@@ -39,3 +42,22 @@ def test_a_value_that_cannot_be_is_refused_by_its_variable_and_not_repeated(
     with pytest.raises(InvalidSpec, match="ACCLIMATE_THREADS: ") as refused:
         read(WorkSettings)
     assert "hunter2" not in str(refused.value)
+
+
+def test_the_page_on_settings_has_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "settings.md").read_text()
+    both, serve, work = page.partition("<!-- settings")[2].split("\n## ")[1:]
+    for table, fields in (
+        (both, Settings.model_fields),
+        (serve, {k: v for k, v in ServeSettings.model_fields.items() if k not in BOTH}),
+        (work, {k: v for k, v in WorkSettings.model_fields.items() if k not in BOTH}),
+    ):
+        rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| ([^|]+) \|", table))
+        assert list(rows) == [name.upper() for name in fields]
+        for name, field in fields.items():
+            told = rows[name.upper()].strip("`").casefold()
+            if field.default not in (None, "") and not field.default_factory:
+                assert told == str(field.default).removesuffix(".0").casefold(), name
+
+
+BOTH = Settings.model_fields.keys()
