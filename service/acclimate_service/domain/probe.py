@@ -9,8 +9,8 @@ probe would bend to fit the very images it is to be a witness against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ _BASIS_IMAGES = 4096  # that the directions are taken from
 _BLOCK = 8192
 _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # in units of a mean image's squared length
 _SHARPNESS = np.geomspace(1, 100, 40)  # of the softmax over least-squares scores
+_SHARPENED_ON = 4096  # images that tell how sharp it must be
+_SCORES_AT_ONCE = 4 * 2**20  # images times labels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,48 +56,82 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """What five probes said out of fold, and how to fit one to all for other images.
+    """Five probes, each asked about the fold that it was not fitted to.
 
-    ``probabilities`` [N, C] are of the images it was fitted to, each from the probe of
-    the folds that it is not in. ``agreement`` is the share of them that have their
-    label as the likeliest.
+    ``agreement`` is the share of images that have their label as the likeliest, out of
+    fold. What is said of images comes in blocks: of a hundred thousand images and a
+    thousand labels, all at once would fill a memory.
     """
 
     classes: int
     penalty: float
     sharpness: float
-    probabilities: Array
     agreement: float
+    points: Array  # [N, D]
+    folds: tuple[tuple[Ints, _Weights], ...]  # the images of each, and the probe of all others
 
     @classmethod
-    def cross_fitted(cls, points: Array, labels: Ints, *, classes: int) -> Probe:
-        """Fit to *points* [N, D] with *labels* [N]; the penalty that agrees best, out of fold."""
-        scores = np.zeros((len(_PENALTIES), len(labels), classes), np.float32)
-        for inside, outside in _folds(labels):
-            weights = _fit(points[inside], labels[inside], classes)
-            for row, penalty in enumerate(_PENALTIES):
-                scores[row, outside] = weights.scores(points[outside], penalty)
-        agreed = (scores.argmax(axis=2) == labels).mean(axis=1)
+    def cross_fitted(
+        cls,
+        points: Array,
+        labels: Ints,
+        *,
+        classes: int,
+        step: Callable[[], object] = lambda: None,
+    ) -> Probe:
+        """Fit to *points* [N, D] with *labels* [N]; the penalty that agrees best, out of fold.
+
+        *step* is called between blocks.
+        """
+        folds = tuple(
+            (outside, _fit(points[inside], labels[inside], classes))
+            for inside, outside in _folds(labels)
+        )
+        agreed = np.zeros(len(_PENALTIES), np.int64)
+        for outside, weights in folds:
+            for block in _blocks(outside, classes):
+                step()
+                turned = weights.turned(points[block])
+                for row, penalty in enumerate(_PENALTIES):
+                    likeliest = weights.scores(turned, penalty).argmax(axis=1)
+                    agreed[row] += (likeliest == labels[block]).sum()
         best = len(agreed) - 1 - int(agreed[::-1].argmax())  # of equals the strongest penalty
-        chosen = scores[best]
-        own = np.arange(len(labels))
-        likely = [
-            float(np.log(softmax(chosen * sharp)[own, labels] + 1e-12).mean())
-            for sharp in _SHARPNESS
-        ]
-        sharpness = float(_SHARPNESS[int(np.argmax(likely))])
-        return cls(
+        probe = cls(
             classes=classes,
             penalty=_PENALTIES[best],
-            sharpness=sharpness,
-            probabilities=softmax(chosen * sharpness),
-            agreement=float(agreed[best]),
+            sharpness=1.0,
+            agreement=float(agreed[best] / max(1, len(labels))),
+            points=points,
+            folds=folds,
         )
+        return replace(probe, sharpness=probe._sharpest(labels))
 
-    def elsewhere(self, points: Array, labels: Ints, others: Array) -> Array:
-        """[M, C] of *others* [M, D], by one probe fitted to all of *points* [N, D]."""
+    def out_of_fold(self) -> Iterator[tuple[Ints, Array]]:
+        """Images it was fitted to, by place [B], and their probabilities [B, C], in blocks."""
+        for outside, weights in self.folds:
+            yield from self._said(weights, self.points, outside)
+
+    def elsewhere(self, points: Array, labels: Ints, others: Array) -> Iterator[tuple[Ints, Array]]:
+        """The same of *others* [M, D], by one probe fitted to all of *points* [N, D]."""
         weights = _fit(points, labels, self.classes)
-        return softmax(weights.scores(others, self.penalty) * self.sharpness)
+        yield from self._said(weights, others, np.arange(len(others)))
+
+    def _said(self, weights: _Weights, points: Array, places: Ints) -> Iterator[tuple[Ints, Array]]:
+        for block in _blocks(places, self.classes):
+            scores = weights.scores(weights.turned(points[block]), self.penalty)
+            yield block, softmax(scores * self.sharpness)
+
+    def _sharpest(self, labels: Ints) -> float:
+        """The sharpness at which labels are likeliest, out of fold, by some of the images."""
+        likely, asked = np.zeros(len(_SHARPNESS)), max(1, -(-len(labels) // _SHARPENED_ON))
+        for outside, weights in self.folds:
+            for block in _blocks(outside[::asked], self.classes):
+                scores = weights.scores(weights.turned(self.points[block]), self.penalty)
+                own = np.arange(len(block)), labels[block]
+                likely += [
+                    np.log(softmax(scores * sharp)[own] + 1e-12).sum() for sharp in _SHARPNESS
+                ]
+        return float(_SHARPNESS[int(np.argmax(likely))])
 
 
 def softmax(logits: Floats) -> Array:
@@ -113,18 +149,29 @@ class _Weights:
     vectors: Array  # [D, D]
     target: Array  # [D, C]
 
-    def scores(self, points: Array, penalty: float) -> Array:
-        return self.mean + (points @ self.vectors) @ (
-            self.target / (self.values + penalty)[:, None]
-        )
+    def turned(self, points: Array) -> Array:
+        """Points [B, D] along the Gram matrix's own directions."""
+        return points @ self.vectors
+
+    def scores(self, turned: Array, penalty: float) -> Array:
+        """[B, C] of what :meth:`turned` gives."""
+        return self.mean + turned @ (self.target / (self.values + penalty)[:, None])
 
 
 def _fit(points: Array, labels: Ints, classes: int) -> _Weights:
-    wanted = np.eye(classes, dtype=np.float32)[labels]
-    mean = wanted.mean(axis=0)
     values, vectors = np.linalg.eigh(points.T @ points)
-    target = vectors.T @ (points.T @ (wanted - mean))
+    mean = (np.bincount(labels, minlength=classes) / max(1, len(labels))).astype(np.float32)
+    # points.T @ (one_hot(labels) - mean), without the [N, C] of it.
+    sums = np.zeros((classes, points.shape[1]), np.float32)
+    np.add.at(sums, labels, points)
+    target = vectors.T @ (sums.T - np.outer(points.sum(axis=0), mean))
     return _Weights(mean=mean, values=values.clip(min=0), vectors=vectors, target=target)
+
+
+def _blocks(places: Ints, classes: int) -> Iterator[Ints]:
+    """Runs of them whose scores fill no more than a bounded memory."""
+    rows = max(64, _SCORES_AT_ONCE // classes)
+    return (places[start : start + rows] for start in range(0, len(places), rows))
 
 
 def _folds(labels: Ints) -> Iterator[tuple[Ints, Ints]]:

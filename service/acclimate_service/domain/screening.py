@@ -15,6 +15,7 @@ clearer, as they see the same features and the same labels as the probe.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,24 +72,31 @@ class Screening:
     agreement: float | None = None
 
 
-def screen(train: Sample, held_out: tuple[Sample, ...] = (), *, classes: int) -> Screening:
+def screen(
+    train: Sample,
+    held_out: tuple[Sample, ...] = (),
+    *,
+    classes: int,
+    step: Callable[[], object] = lambda: None,
+) -> Screening:
     """Ask the witnesses about every label of *train*, and of *held_out* samples.
 
-    Held-out images are only asked about: nothing is fitted to them.
+    Held-out images are only asked about: nothing is fitted to them. *step* is called now
+    and then.
     """
     counts = np.bincount(train.labels, minlength=classes)
     if len(train) < LEAST or (counts >= LEAST_OF_LABEL).sum() < 2:
         return Screening(held_out=tuple(() for _ in held_out))
     space = Space.of(train.features)
     points = space.project(train.features)
-    probe = Probe.cross_fitted(points, train.labels, classes=classes)
+    probe = Probe.cross_fitted(points, train.labels, classes=classes, step=step)
     court = _Court(
-        bars=_bars(probe.probabilities, train.labels, counts),
+        bars=_bars(probe.out_of_fold(), train.labels, counts),
         points=points,
         labels=train.labels,
-        usual=None if train.logits is None else softmax(train.logits).mean(axis=0),
+        usual=None if train.logits is None else _usual(train.logits),
     )
-    found = court.hear(probe.probabilities, points, train, own=True)
+    found = court.hear(probe.out_of_fold(), points, train, own=True)
     believed = np.setdiff1d(np.arange(len(train)), [one.index for one in found])
     others = []
     for sample in held_out:
@@ -108,24 +116,30 @@ class _Court:
     usual: Array | None  # [K] how much the incumbent gives each label, on average
 
     def hear(
-        self, said: Array, points: Array, sample: Sample, *, own: bool
+        self,
+        testimony: Iterable[tuple[Ints, Array]],
+        points: Array,
+        sample: Sample,
+        *,
+        own: bool,
     ) -> tuple[Suspicion, ...]:
-        """Those whom both witnesses contradict. ``own``: the sample is the training images."""
-        if not len(sample):
-            return ()
+        """Those whom both witnesses contradict. ``own``: the sample is the training images.
+
+        *testimony* is the probe's: images by place [B], and their probabilities [B, C].
+        """
         given = sample.labels
-        rival = np.where(said >= self.bars, said, -1.0)
-        suggested = rival.argmax(axis=1)
-        charged = (rival.max(axis=1) > 0) & (suggested != given)
+        suggested, confidence = np.zeros(len(sample), np.int64), np.zeros(len(sample), np.float32)
+        for places, said in testimony:
+            rival = np.where(said >= self.bars, said, -1.0)
+            suggested[places], confidence[places] = rival.argmax(axis=1), rival.max(axis=1)
+        charged = (confidence > 0) & (suggested != given)
         charged &= np.isfinite(self.bars)[given]
         accused = np.flatnonzero(charged)
         if not len(accused):
             return ()
         seconded = self._second(accused, suggested[accused], points, sample, own=own)
         return tuple(
-            Suspicion(
-                index=int(i), suggested=int(suggested[i]), confidence=float(said[i, suggested[i]])
-            )
+            Suspicion(index=int(i), suggested=int(suggested[i]), confidence=float(confidence[i]))
             for i in accused[seconded]
         )
 
@@ -162,12 +176,22 @@ class _Court:
         return agrees
 
 
-def _bars(said: Array, labels: Ints, counts: npt.NDArray[np.int64]) -> Array:
+def _bars(
+    testimony: Iterable[tuple[Ints, Array]], labels: Ints, counts: npt.NDArray[np.int64]
+) -> Array:
     """For each label, what its images get of it on average."""
-    bars = np.full(len(counts), np.inf, np.float32)
-    for label in np.flatnonzero(counts >= LEAST_OF_LABEL):
-        bars[label] = said[labels == label, label].mean()
-    return bars
+    own = np.zeros(len(labels))
+    for places, said in testimony:
+        own[places] = said[np.arange(len(places)), labels[places]]
+    means = np.bincount(labels, weights=own, minlength=len(counts)) / np.maximum(counts, 1)
+    return np.where(counts >= LEAST_OF_LABEL, means, np.inf).astype(np.float32)
+
+
+def _usual(logits: Floats) -> Array:
+    """[K] how much of its probability each label gets, on average over *logits* [N, K]."""
+    starts = range(0, len(logits), _BLOCK)
+    sums = [softmax(logits[start : start + _BLOCK]).sum(axis=0) for start in starts]
+    return np.asarray(np.sum(sums, axis=0) / len(logits), np.float32)
 
 
 def _direction(points: Array) -> Array:

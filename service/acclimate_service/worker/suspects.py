@@ -111,7 +111,7 @@ class LabelScreen:
         train = samples[0]
         assert train is not None
         others = tuple(sample for sample in samples[1:] if sample is not None)
-        result = screen(train, others, classes=len(self.space))
+        result = screen(train, others, classes=len(self.space), step=self.story.step)
         self.found = self._told(sources, result)
         self._announce()
         if not self.leave_out:

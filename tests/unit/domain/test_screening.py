@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from acclimate_service.domain import probe as probe_module
 from acclimate_service.domain.probe import FOLDS, Probe, Space
 from acclimate_service.domain.screening import LEAST, Sample, Screening, screen
 
@@ -156,8 +158,38 @@ def test_a_probe_is_asked_only_about_images_it_was_not_fitted_to() -> None:
     points = Space.of(sample.features).project(sample.features)
     probe = Probe.cross_fitted(points, drawn, classes=CLASSES)
     assert probe.agreement <= 2.5 / CLASSES
-    assert probe.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    asked = np.concatenate([places for places, _ in probe.out_of_fold()])
+    assert sorted(asked.tolist()) == list(range(len(sample)))
+    for _, said in probe.out_of_fold():
+        assert said.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert FOLDS <= 10
+
+
+def test_many_labels_are_screened_in_parts_of_which_nothing_depends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No array of all images by all labels is ever made: of a large job it fills a memory."""
+    classes, each = 400, 8
+    generator = np.random.default_rng(3)
+    labels = np.repeat(np.arange(classes), each)
+    features = generator.normal(size=(classes, 24))[labels]
+    sample = Sample(
+        features=features + 0.2 * generator.normal(size=features.shape),
+        labels=np.where(np.arange(len(labels)) % 97 == 0, (labels + 1) % classes, labels),
+    )
+    at_once = screen(sample, (sample,), classes=classes)
+    monkeypatch.setattr(probe_module, "_SCORES_AT_ONCE", 1)
+    tracemalloc.start()
+    try:
+        steps: list[None] = []
+        in_parts = screen(sample, (sample,), classes=classes, step=lambda: steps.append(None))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert at_once.train
+    assert in_parts == at_once
+    assert most < len(labels) * classes * np.dtype(np.float32).itemsize
+    assert len(steps) >= len(labels) // 64
 
 
 def test_features_of_one_point_only_accuse_nobody() -> None:
