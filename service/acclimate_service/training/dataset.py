@@ -205,12 +205,14 @@ class Order:
         """The steps of one epoch, counted from 0."""
         rng = numpy_rng(self.seed, "order", number)
         full = -(-len(self.train) // self.fresh) >= MIN_STEPS
-        train = self._draw(len(self.train) if full else self.steps * self.fresh, rng)
+        slots = len(self.train) if full else self.steps * self.fresh
+        if self.fresh > 1 and not self.replayed and slots % self.fresh == 1:
+            slots += 1  # a step of one image has no variance, which a moving BatchNorm needs
+        train = self._draw(slots, rng)
         views = rng.integers(self.views, size=len(train))
-        slots = self.steps * self.replayed
         replay = np.empty(0, dtype=np.int64)
-        if self.replay is not None and slots:
-            replay = _cycle(len(self.replay), slots, rng)
+        if self.replay is not None and self.replayed:
+            replay = _cycle(len(self.replay), self.steps * self.replayed, rng)
         for step in range(self.steps):
             new = slice(step * self.fresh, (step + 1) * self.fresh)
             again = slice(step * self.replayed, (step + 1) * self.replayed)

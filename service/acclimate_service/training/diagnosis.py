@@ -79,7 +79,7 @@ def overfitting(history: Sequence[Epoch]) -> Finding | None:
             f"train accuracy {last.train_accuracy:.1%} against {last.select_accuracy:.1%} on "
             f"held-out ones, whose loss rose by {rise:.2f} nats from its lowest"
         ),
-        response="kept the weights of the lowest select loss; fewer stages are tried next",
+        response="kept the weights of the best select score",
         facts={"gap": gap, "nll_rise": rise, "epoch": last.epoch},
     )
 
@@ -108,7 +108,7 @@ def underfitting(history: Sequence[Epoch], *, ceiling: float | None) -> Finding 
     return Finding(
         failure=Failure.UNDERFITTING,
         evidence=f"train accuracy levelled off at {last.train_accuracy:.1%}{against}",
-        response="more stages are tried next",
+        response="a strategy that moves more stages may fit them",
         facts={"train_accuracy": last.train_accuracy, "select_accuracy": reached},
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
-from acclimate_service.training.batchnorm import recalibrate
+from acclimate_service.training.batchnorm import check_steps, recalibrate
 from acclimate_service.training.candidate import Candidate, Effort
 from acclimate_service.training.dataset import PLAIN, Listed, Order, Step, Stock
 from acclimate_service.training.diagnosis import (
@@ -70,6 +70,7 @@ def tune(
 
     Raises:
         Cancelled: the job was asked to stop.
+        InvalidSpec: BatchNorm is to follow steps of one image.
         TrainingDiverged: it stayed unstable at rates lowered ``MAX_RESTORES`` times.
     """
     tuning = _Tuning(
@@ -128,6 +129,7 @@ class _Tuning:
             views=trunk.views if strategy.augment else 1,
             seed=run.seed,
         )
+        check_steps(strategy, self.order)
         self.objective = Objective(
             network,
             strategy,
@@ -318,8 +320,7 @@ class _Tuning:
         )
 
     def _note_overfitting(self) -> None:
-        finding = overfitting(self.history)
-        if finding is not None:
+        if (finding := overfitting(self.history)) is not None:
             self._note(finding)
 
     def _note(self, finding: Finding) -> None:

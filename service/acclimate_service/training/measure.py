@@ -126,7 +126,8 @@ def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores
         nll.append(losses.double().cpu().numpy())
     # An answer that is no number is wrong, and as bad as can be: comparisons stay sound.
     return Scores(
-        margin=np.nan_to_num(np.concatenate(margin), nan=-_WORST),
+        # Where there is one label, no other one is near.
+        margin=np.nan_to_num(np.concatenate(margin), nan=-_WORST, posinf=_WORST, neginf=-_WORST),
         nll=np.nan_to_num(np.concatenate(nll), nan=_WORST, posinf=_WORST),
     )
 

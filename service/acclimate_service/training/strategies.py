@@ -59,14 +59,14 @@ class Strategy:
     augment: bool = True
 
     def trained(self, network: Network) -> tuple[int, ...]:
-        """The indices of the stages that move; the head always does.
+        """The indices of the stages that move; the head always does, named or not.
 
         Raises:
             InvalidSpec: it names a stage that the network does not have.
         """
         count = len(network.stages)
         if self.stages:
-            return tuple(sorted(network.boundary(stage) for stage in self.stages))
+            return tuple(sorted({network.boundary(stage) for stage in self.stages} - {count}))
         if self.last is not None:
             return tuple(range(max(0, count - self.last), count))
         moved = min(count, math.ceil(abs(self.share) * count - 1e-9))

@@ -67,7 +67,7 @@ def next_strategy(
         return None
     last = trials[-1]
     if len(trials) == 1:
-        if _leaves_nothing_to_tell(last):
+        if last.target_accuracy is None or _leaves_nothing_to_tell(last):
             return None
         return STRATEGIES["tail"], "the head alone leaves images to gain"
     return _answer(last, replay=replay) if len(trials) == 2 else None
@@ -85,8 +85,8 @@ def enough(trials: Sequence[Trial], *, seconds_left: float) -> str:
             else ("this one was the answer to what went wrong with the tail")
         )
     change, accuracy = trials[0].blend.chosen.target, trials[0].target_accuracy
-    assert change is not None
-    assert accuracy is not None
+    if change is None or accuracy is None:
+        return "no select images could tell a tail from the head"
     right = round(accuracy * change.images)
     return (
         f"the head alone is right on {right} of {change.images} select images, so no tail could "

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from tests.unit.training import tiny
+from torch import nn
 
-from acclimate_service.domain.errors import TrainingDiverged
+from acclimate_service.domain.errors import InvalidSpec, TrainingDiverged
 from acclimate_service.domain.job import EventKind
 from acclimate_service.training import finetune
 from acclimate_service.training.candidate import Candidate
-from acclimate_service.training.dataset import MIN_STEPS, Listed
+from acclimate_service.training.dataset import MIN_STEPS, Listed, prepare
 from acclimate_service.training.diagnosis import Failure
 from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS, PATIENCE
 from acclimate_service.training.measure import Scores, evaluate
@@ -310,6 +311,26 @@ def test_few_images_imbalance_and_a_missing_label_are_no_obstacle(counts):
     candidate = tiny.learn("tail", net=net, stock=stock)
     assert all(tensor.isfinite().all() for tensor in candidate.state.values())
     assert accuracy(net, tiny.Pictures([0, 0, 0, 15], seed=8)) > 0.8  # by replay
+
+
+@pytest.mark.parametrize("strategy", ["naive", "full+no-replay+bn-updated", "full+bn-recalibrated"])
+def test_a_moving_batchnorm_is_never_shown_one_image_alone(strategy):
+    # 17 of a batch of 16 leave one over; at 1 x 1 pixels a channel has then a single value.
+    train = tiny.Pictures([5, 4, 4, 4], seed=3, dark=True)
+    net = tiny.incumbent()
+    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+        conv.stride = (4, 4)
+    for stock in (tiny.target_stock(train=train), tiny.target_stock(per_label=34)):
+        assert tiny.learn(strategy, net=net, stock=stock, rate=0.1, batch_size=8).history
+    with pytest.raises(InvalidSpec, match="larger batch_size"):
+        tiny.learn(strategy, net=net, rate=0.1, batch_size=1)
+
+
+def test_one_label_alone_is_learned_without_a_number_that_is_none():
+    net = tiny.network(labels=1)
+    stock = prepare(tiny.Pictures([9], seed=3), labels=1)
+    candidate = tiny.learn("head", net=net, stock=stock)
+    assert [line.select_accuracy for line in candidate.history] == [1.0] * len(candidate.history)
 
 
 def test_a_candidate_comes_back_from_its_checkpoint_as_it_was():

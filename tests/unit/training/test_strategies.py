@@ -22,6 +22,11 @@ from acclimate_service.training.strategies import MODIFIERS, STRATEGIES, BatchNo
         ("last:3", ["block0", "block1", "neck"]),
         ("stages:stem,block1", ["stem", "block1"]),
         ("tail+no-replay+gradual", ["block1", "neck"]),
+        ("stages:neck,stem,neck", ["stem", "neck"]),
+        ("stages:block1,head", ["block1"]),
+        ("stages:head", []),
+        ("last:0", []),
+        ("last:99", ["stem", "block0", "block1", "neck"]),
     ],
 )
 def test_a_strategy_names_the_stages_that_move(text, stages):

@@ -77,6 +77,17 @@ def test_no_more_is_tried_than_the_time_allows():
     assert following(HEAD, trial("tail", won=40), seconds_left=1.0) is None
 
 
+def blind(trial):
+    """The same without a select image."""
+    points = (dataclasses.replace(point(0.6, won=0), target=None, target_accuracy=None),)
+    return dataclasses.replace(trial, blend=dataclasses.replace(trial.blend, curve=points))
+
+
+def test_no_tail_is_trained_that_no_select_image_could_tell_from_the_head():
+    assert following(blind(HEAD)) is None
+    assert "no select images" in enough([blind(HEAD)], seconds_left=1e9)
+
+
 def test_why_no_more_is_tried_is_told():
     tail = trial("tail", won=40)
     assert enough([trial("head", won=57)], seconds_left=1e9).startswith(
@@ -133,8 +144,6 @@ def test_a_larger_gain_that_costs_the_source_too_much_is_not_taken():
 
 
 def test_without_select_images_the_one_that_moves_least_is_taken():
-    blind = dataclasses.replace(point(0.6, won=0), target=None, target_accuracy=None)
-    head = dataclasses.replace(HEAD, blend=dataclasses.replace(HEAD.blend, curve=(blind,)))
-    chosen, reason = choose([head, trial("tail", won=40)], Tolerance())
+    chosen, reason = choose([blind(HEAD), trial("tail", won=40)], Tolerance())
     assert chosen == 0
     assert "no select images" in reason

@@ -270,7 +270,7 @@ def _outcome() -> Outcome:
             Finding(
                 failure=Failure.UNDERFITTING,
                 evidence="train accuracy levelled off at 78.0%",
-                response="more stages are tried next",
+                response="a strategy that moves more stages may fit them",
                 facts={"train_accuracy": 0.78, "select_accuracy": 0.74},
             ),
         ),
