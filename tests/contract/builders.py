@@ -164,6 +164,7 @@ def manifest(
 ) -> Manifest:
     onnx = b"onnx of " + weights
     return Manifest(
+        format=1,
         version=str(name),
         parent=None if parent is None else str(parent),
         job=str(job),

@@ -30,7 +30,7 @@ from acclimate_service.domain.errors import (
     VersionNotFound,
 )
 from acclimate_service.domain.job import Job, JobState
-from acclimate_service.domain.model import Origin
+from acclimate_service.domain.model import Decoding, Origin, Preprocessing
 from acclimate_service.domain.names import AliasName, DomainName, ModelName, VersionName
 from acclimate_service.store import AuditFilter, Store
 
@@ -64,6 +64,27 @@ def test_the_same_request_makes_one_model(store: Store) -> None:
         )
     with pytest.raises(AlreadyExists):
         store.registry.create_model(found, "another request")
+
+
+@pytest.mark.parametrize("decoding", ["full", "scaled"])
+@pytest.mark.parametrize("size", [None, 96])
+def test_a_model_keeps_how_its_jpegs_are_decoded(
+    store: Store, decoding: Decoding, size: int | None
+) -> None:
+    given = None if size is None else Preprocessing(size=size, decoding=decoding)
+    asked = dataclasses.replace(
+        store.registry.get_model(MODEL),
+        name=ModelName("other"),
+        preprocessing=given,
+        decoding=decoding,
+    )
+    made = store.registry.create_model(asked, "r")
+    assert (made.decoding, made.preprocessing) == (decoding, given)
+    assert store.registry.get_model(ModelName("other")) == made
+    assert store.registry.create_model(asked, "r") == made
+    other: Decoding = "scaled" if decoding == "full" else "full"
+    with pytest.raises(RequestIdReused):
+        store.registry.create_model(dataclasses.replace(asked, decoding=other), "r")
 
 
 def test_a_model_needs_its_source_domain(store: Store) -> None:

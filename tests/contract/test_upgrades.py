@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -21,8 +22,8 @@ from acclimate.v1 import adaptation_pb2 as pb
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.errors import StoreUnavailable, VersionUnloadable
 from acclimate_service.domain.job import EventKind, JobSpec, JobState
-from acclimate_service.domain.model import Manifest
-from acclimate_service.domain.names import JobName, VersionName
+from acclimate_service.domain.model import Manifest, Preprocessing, manifest_format
+from acclimate_service.domain.names import JobName, ModelName, VersionName
 from acclimate_service.domain.rollout import (
     Counts,
     RolloutDraft,
@@ -81,8 +82,8 @@ def test_a_manifest_of_a_newer_format_is_refused_by_name_and_its_files_stay(stor
     second = make_version(store)
     assert store.blobs.put(NEWER) == DIGEST
     newer = artifacts_of(store, second) | {"graph": DIGEST}
-    rewrite_manifest(store, second, format=2, artifacts=newer, preprocessing="elsewhere")
-    with pytest.raises(VersionUnloadable, match=rf"{second} is of format 2.*upgrade"):
+    rewrite_manifest(store, second, format=3, artifacts=newer, preprocessing="elsewhere")
+    with pytest.raises(VersionUnloadable, match=rf"{second} is of format 3.*upgrade"):
         store.registry.get_version(second)
     assert store.registry.get_version(first).name == first
     page = store.registry.list_versions(MODEL)
@@ -186,6 +187,40 @@ def test_no_job_is_judged_by_less_than_the_guard_that_a_newer_server_set(store: 
     assert store.registry.get_model(MODEL).guard == policy
     with pytest.raises(StoreUnavailable, match=r"newer Acclimate \(energy_limit\)"):
         store.jobs.enqueue(draft(version), request_id="after")
+
+
+def test_a_model_of_an_older_server_decodes_in_full_and_older_ones_read_those_of_newer(
+    store: Store,
+) -> None:
+    furnish(store)
+    models, given = schema.models, Preprocessing(size=96, decoding="scaled")
+    newer = replace(
+        store.registry.get_model(MODEL),
+        name=ModelName("newer"),
+        preprocessing=given,
+        decoding="scaled",
+    )
+    assert store.registry.create_model(newer).preprocessing == given
+    with store.database.engine.begin() as connection:
+        row = connection.execute(sa.select(models).where(models.c.id == "newer")).one()
+        # Whoever knows no decoding takes no such field.
+        assert row.preprocessing == given.model_dump(mode="json", exclude={"decoding"})
+        connection.execute(sa.update(models).where(models.c.id == "newer").values(decoding=None))
+    older = store.registry.get_model(ModelName("newer"))
+    assert older.decoding == "full"
+    assert older.preprocessing == Preprocessing(size=96)
+
+
+def test_only_a_version_whose_images_are_decoded_scaled_is_of_a_newer_format(
+    store: Store,
+) -> None:
+    furnish(store)
+    told = store.registry.get_version(make_version(store)).manifest
+    stored = told.model_dump(mode="json")
+    del stored["preprocessing"]["decoding"]  # as before there was a choice
+    assert known(Manifest, stored).value.preprocessing == told.preprocessing
+    assert manifest_format(told.preprocessing) == told.format == 1
+    assert manifest_format(Preprocessing(size=96, decoding="scaled")) == 2
 
 
 def test_a_token_that_an_older_server_made_has_its_place_in_the_order(store: Store) -> None:

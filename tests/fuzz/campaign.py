@@ -65,15 +65,17 @@ class Tally:
 
 
 def decode_images(count: int, seed: int) -> Tally:
-    """Decode *count* files in this process."""
+    """Decode *count* files in this process, at every scale that they can be decoded at."""
     from acclimate_service.domain.errors import BadImage
-    from acclimate_service.imaging import Limits, decode
+    from acclimate_service.imaging import Limits, opened
 
     rng, tally = random.Random(seed), Tally(kind="images")
     for _ in range(count):
         file, started = inputs.image(rng), time.perf_counter()
         try:
-            decode(file, Limits(pixels=1_000_000))
+            picture = opened(file, Limits(pixels=1_000_000))
+            for scale in picture.scales:
+                picture.pixels(scale)
             outcome = "OK"
         except BadImage as error:
             outcome = error.metadata["why"]

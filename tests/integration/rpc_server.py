@@ -46,6 +46,7 @@ from acclimate_service.domain.model import (
     Precision,
     Preprocessing,
     WeightsSource,
+    manifest_format,
 )
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.inference.batcher import Batcher
@@ -57,6 +58,7 @@ from acclimate_service.store import NewVersion, Store, open_store
 T = TypeVar("T")
 
 SIZE = 16  # pixels a side of the models here
+PREPROCESSING = Preprocessing(size=SIZE, crop=1.0)
 LABELS = ("red", "green", "blue")
 
 
@@ -311,7 +313,7 @@ def model(store: Store, name: str, labels: tuple[str, ...] = LABELS, source: str
             architecture=Architecture(library="timm", name="resnet18"),
             weights=WeightsSource(kind="HUB"),
             labels=labels,
-            preprocessing=Preprocessing(size=SIZE, crop=1.0) if labels else None,
+            preprocessing=PREPROCESSING if labels else None,
             source_domain=DomainName.parse(source) if source else None,
             created_at=dt.datetime.now(dt.UTC),
         )
@@ -320,7 +322,12 @@ def model(store: Store, name: str, labels: tuple[str, ...] = LABELS, source: str
 
 
 def version(
-    store: Store, model: ModelName, content: bytes, *, halves: tuple[bytes, bytes] | None = None
+    store: Store,
+    model: ModelName,
+    content: bytes,
+    *,
+    halves: tuple[bytes, bytes] | None = None,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> VersionName:
     """The next version of *model*, made by a job as a worker makes it; in two *halves*, too."""
     onnx_digest = store.blobs.put(content)
@@ -353,12 +360,13 @@ def version(
 
     def manifest(name: VersionName) -> Manifest:
         return Manifest(
+            format=manifest_format(preprocessing),
             version=str(name),
             parent=None,
             job=str(job.name),
             origin=Origin.REGISTERED,
             architecture=Architecture(library="timm", name="resnet18"),
-            preprocessing=Preprocessing(size=SIZE, crop=1.0),
+            preprocessing=preprocessing,
             labels=LABELS,
             artifacts=artifacts,
             stages_trained=(),

@@ -15,7 +15,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tests.integration.rpc_server import SIZE, Service, ask, model, promote, version
+from tests.integration.rpc_server import (
+    PREPROCESSING,
+    SIZE,
+    Service,
+    ask,
+    model,
+    promote,
+    version,
+)
 from tests.unit.training import tiny
 
 from acclimate.oip import grpc_service_pb2 as pb
@@ -29,7 +37,8 @@ from acclimate_service.training.trunk import Shown
 from acclimate_service.worker.evaluate import VerifySet, predict
 from acclimate_service.worker.images import stored_images
 
-PREPROCESSING = Preprocessing(size=SIZE, crop=1.0)  # of the models of rpc_server
+SCALED = PREPROCESSING.model_copy(update={"decoding": "scaled"})
+LARGE = (1, 3)  # the places of the files that are decoded smaller, if they may be
 
 
 def mirror() -> bytes:
@@ -68,13 +77,14 @@ class Keeping(Classifier):
 
 
 def files() -> list[bytes]:
-    """Noise, which no two resamplings make alike: odd sizes, turned, grey, with alpha."""
+    """Noise, which no two resamplings make alike: large, odd sizes, turned, grey, with alpha."""
     rng = np.random.default_rng(11)
     made = []
     for kind, mode, shape, turned in (
         ("JPEG", "RGB", (97, 61, 3), 1),
         ("JPEG", "RGB", (480, 641, 3), 6),
         ("JPEG", "L", (50, 33), 1),
+        ("JPEG", "RGB", (1081, 1437, 3), 3),
         ("PNG", "RGB", (31, 200, 3), 1),
         ("PNG", "RGBA", (40, 40, 4), 1),
         ("WEBP", "RGB", (64, 48, 3), 1),
@@ -102,15 +112,16 @@ def example(file: bytes) -> Example:
     )
 
 
-def by_serving(service: Service) -> dict[str, Any]:
+def by_serving(service: Service, preprocessing: Preprocessing) -> dict[str, Any]:
     """The pixels that each protocol's request of the files reaches the model with."""
-    name = model(service.store, "mirror")
-    promote(service, name, version(service.store, name, mirror()))
+    name = model(service.store, f"mirror-{preprocessing.decoding}")
+    made = version(service.store, name, mirror(), preprocessing=preprocessing)
+    promote(service, name, made)
     native = service.inference.Predict(ask(name, *files(), embeddings=True), timeout=10)
     packed = b"".join(len(file).to_bytes(4, "little") + file for file in files())
     standard = pb_grpc.GRPCInferenceServiceStub(service.channel).ModelInfer(
         pb.ModelInferRequest(
-            model_name="mirror",
+            model_name=name.model,
             inputs=[
                 pb.ModelInferRequest.InferInputTensor(
                     name="images", datatype="BYTES", shape=[len(files())]
@@ -128,15 +139,19 @@ def by_serving(service: Service) -> dict[str, Any]:
     }
 
 
-def by_training(examples: tuple[Example, ...], blobs: dict[str, bytes]) -> Any:
+def by_training(
+    examples: tuple[Example, ...], blobs: dict[str, bytes], preprocessing: Preprocessing
+) -> Any:
     """The unaugmented views that a trunk gives to the network."""
     network = tiny.network()
-    network.preprocessing = PREPROCESSING
+    network.preprocessing = preprocessing
     source: Any = stored_images(examples, ("red", "green", "blue"), blobs.__getitem__)
     return tiny.trunk(network)._pixels(Shown.plain(source))
 
 
-def by_judging(examples: tuple[Example, ...], blobs: dict[str, bytes]) -> Any:
+def by_judging(
+    examples: tuple[Example, ...], blobs: dict[str, bytes], preprocessing: Preprocessing
+) -> Any:
     """What the judged classifiers are given."""
     verify = VerifySet(name="v", examples=examples, labels=np.zeros(len(examples), np.int64))
     judged = Keeping()
@@ -144,35 +159,50 @@ def by_judging(examples: tuple[Example, ...], blobs: dict[str, bytes]) -> Any:
         [judged],
         verify,
         read=blobs.__getitem__,
-        preprocessing=PREPROCESSING,
+        preprocessing=preprocessing,
         step=lambda: None,
     )
     return np.concatenate(judged.given)
 
 
-@pytest.fixture(scope="module")
-def seen(service: Service) -> dict[str, Any]:
+def by_every_room(service: Service, preprocessing: Preprocessing) -> dict[str, Any]:
+    """The pixels of the files by the room that makes them."""
     examples = tuple(map(example, files()))
     blobs = {entry.blob: file for entry, file in zip(examples, files(), strict=True)}
     return {
-        **by_serving(service),
-        "training": by_training(examples, blobs),
-        "judging": by_judging(examples, blobs),
+        **by_serving(service, preprocessing),
+        "training": by_training(examples, blobs, preprocessing),
+        "judging": by_judging(examples, blobs, preprocessing),
     }
 
 
+@pytest.fixture(scope="module")
+def seen(service: Service) -> dict[str, dict[str, Any]]:
+    """By how JPEGs are decoded, and by room."""
+    return {how.decoding: by_every_room(service, how) for how in (PREPROCESSING, SCALED)}
+
+
+@pytest.mark.parametrize("decoding", ["full", "scaled"])
 @pytest.mark.parametrize("room", ["Predict", "ModelInfer", "judging"])
-def test_a_file_is_the_same_pixels_in_training_and(room: str, seen: dict[str, Any]) -> None:
-    assert seen[room].shape == seen["training"].shape
-    assert np.array_equal(seen[room], seen["training"])
+def test_a_file_is_the_same_pixels_in_training_and(
+    room: str, decoding: str, seen: dict[str, dict[str, Any]]
+) -> None:
+    found = seen[decoding]
+    assert found[room].shape == found["training"].shape
+    assert np.array_equal(found[room], found["training"])
 
 
-def test_the_files_would_show_a_resize_that_differs(seen: dict[str, Any]) -> None:
+def test_the_files_would_show_a_room_that_decodes_otherwise(
+    seen: dict[str, dict[str, Any]],
+) -> None:
+    pairs = zip(seen["full"]["training"], seen["scaled"]["training"], strict=True)
+    other = [place for place, (a, b) in enumerate(pairs) if not np.array_equal(a, b)]
+    assert other == list(LARGE)
+
+
+def test_the_files_would_show_a_resize_that_differs(seen: dict[str, dict[str, Any]]) -> None:
     examples = tuple(map(example, files()))
     blobs = {entry.blob: file for entry, file in zip(examples, files(), strict=True)}
-    network = tiny.network()
-    network.preprocessing = PREPROCESSING.model_copy(update={"interpolation": "bicubic"})
-    source: Any = stored_images(examples, ("red", "green", "blue"), blobs.__getitem__)
-    other = tiny.trunk(network)._pixels(Shown.plain(source))
-    same = [np.array_equal(a, b) for a, b in zip(other, seen["training"], strict=True)]
-    assert not any(same)
+    bicubic = PREPROCESSING.model_copy(update={"interpolation": "bicubic"})
+    pairs = zip(by_training(examples, blobs, bicubic), seen["full"]["training"], strict=True)
+    assert not any(np.array_equal(a, b) for a, b in pairs)

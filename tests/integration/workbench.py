@@ -89,6 +89,7 @@ class Bench:
                 labels=(),
                 preprocessing=Preprocessing(size=size, crop=1.0),
                 source_domain=DomainName(source),
+                decoding="scaled",
                 created_at=self.store.domains.get(DomainName(source)).created_at,
             )
         )

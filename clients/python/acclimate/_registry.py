@@ -11,6 +11,7 @@ from acclimate.job import Job
 from acclimate.resources import (
     Alias,
     Architecture,
+    Decoding,
     Json,
     Model,
     ModelFiles,
@@ -39,6 +40,7 @@ class RegistryCalls:
         source_domain: str = "",
         promote_to: str = "",
         request_id: str | None = None,
+        decoding: Decoding | None = None,
     ) -> tuple[Model, Job | None]:
         """Register a model; with labels, a job then opens, checks and exports it.
 
@@ -53,6 +55,8 @@ class RegistryCalls:
             source_domain: the domain whose holdout the guard weighs forgetting on.
             promote_to: the alias to set when the first version exists.
             request_id: what makes a repeated call the same call.
+            decoding: ``full`` decodes all pixels of JPEGs that are much larger than the
+                input, ``scaled`` (the service's choice, None) as many as are needed.
 
         Returns:
             The model, and its registration job if its weights came with labels.
@@ -71,6 +75,7 @@ class RegistryCalls:
             source_domain=_names.domain_name(source_domain) if source_domain else "",
             request_id=request_id or new_request_id(),
             promote_to=promote_to,
+            decoding=decoding,
         )
         answer = self._connection.attempt(
             lambda left: self._registry.RegisterModel(

@@ -125,6 +125,8 @@ def model(message: registry_pb2.Model) -> resources.Model:
         created_at=_time(message.create_time),
         guard_preset=message.guard_preset,
         guard_overrides=mapping_of(message.guard_overrides),
+        # An older server names none, and knows no other.
+        decoding="scaled" if message.decoding == registry_pb2.DECODING_SCALED else "full",
     )
 
 
@@ -148,6 +150,7 @@ def draft_message(
     source_domain: str,
     request_id: str,
     promote_to: str,
+    decoding: resources.Decoding | None,
 ) -> registry_pb2.RegisterModelRequest.Draft:
     """The first message of a registration."""
     sent = None
@@ -173,6 +176,7 @@ def draft_message(
         source_domain=source_domain,
         request_id=request_id,
         promote_to=promote_to,
+        decoding=registry_pb2.Decoding.Value(f"DECODING_{(decoding or 'unspecified').upper()}"),
     )
 
 

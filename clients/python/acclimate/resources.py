@@ -184,6 +184,11 @@ class Preprocessing:
     std: tuple[float, ...] = ()
 
 
+# How JPEGs that are much larger than a model's input are decoded: all of their pixels, or
+# at 1/2, 1/4 or 1/8 of their size, where that leaves at least twice what is wanted.
+Decoding = Literal["full", "scaled"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
     """Where a model's first weights come from: a hub, a file, or a Python package."""
@@ -198,7 +203,8 @@ class Model:
 
     ``labels`` is empty while the model is a bare backbone that waits for its
     bootstrap job. The guard's preset and overrides are what jobs take over; empty:
-    nobody has set any, and it is ``balanced``.
+    nobody has set any, and it is ``balanced``. ``decoding`` is how JPEGs are decoded that
+    are much larger than the input.
     """
 
     name: str
@@ -210,6 +216,7 @@ class Model:
     created_at: dt.datetime
     guard_preset: str = ""
     guard_overrides: dict[str, Json] = field(default_factory=dict)
+    decoding: Decoding = "full"
 
 
 @dataclass(frozen=True, kw_only=True)

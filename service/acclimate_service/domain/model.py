@@ -13,13 +13,16 @@ from acclimate_service.domain.names import AliasName, DomainName, JobName, Model
 from acclimate_service.domain.policy import GuardPolicy
 
 PRODUCTION = "production"
-MANIFEST_FORMAT: Final = 1  # the newest that is read and written here
+MANIFEST_FORMAT: Final = 2  # the newest that is read and written here
 ACTIVATIONS = "activations"  # what a trunk's file gives and a tail's takes
 
 # What the numbers of a served file are. A version's own file is fp32; the others are
 # variants of it.
 Precision = Literal["fp32", "fp16", "int8"]
 Reduced = Literal["fp16", "int8"]
+
+# How JPEGs that are much larger than the input are decoded.
+Decoding = Literal["full", "scaled"]
 
 
 class Architecture(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -39,6 +42,10 @@ class Preprocessing(pydantic.BaseModel, frozen=True, extra="forbid"):
     side is ``size / crop`` pixels, cropped in the centre to ``size`` x ``size``,
     divided by 255, and normalised by ``mean`` and ``std``. The last two steps
     are part of the exported graph.
+
+    With the ``decoding`` "scaled" a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
+    that leaves at least twice the pixels that are wanted (see ``imaging.scaling``). What
+    was made before there was a choice names none, and means "full".
     """
 
     size: int = pydantic.Field(ge=16, le=1024)
@@ -46,6 +53,7 @@ class Preprocessing(pydantic.BaseModel, frozen=True, extra="forbid"):
     interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    decoding: Decoding = "full"
 
 
 class WeightsSource(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -67,7 +75,8 @@ class Model:
 
     ``labels`` is empty, and there is no version yet, while the model is a bare
     backbone that waits for its bootstrap job. ``preprocessing`` is None until the
-    first worker has opened the architecture, unless it was given on registration.
+    first worker has opened the architecture, unless it was given on registration;
+    ``decoding`` is known from the start, and becomes that of the preprocessing.
     ``guard`` is the policy that jobs take over; None means the default one.
     """
 
@@ -79,6 +88,7 @@ class Model:
     source_domain: DomainName | None
     created_at: dt.datetime
     guard: GuardPolicy | None = None
+    decoding: Decoding = "full"
 
 
 class Origin(enum.Enum):
@@ -158,18 +168,24 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
         return sizes.get(wanted, self.onnx_bytes)
 
 
+def manifest_format(preprocessing: Preprocessing) -> Literal[1, 2]:
+    """The oldest format whose readers prepare images for a version as they should."""
+    return 1 if preprocessing.decoding == "full" else 2
+
+
 class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What travels with ``model.onnx``: enough to serve it and to know how it was made.
 
     A field may be added, anywhere in it, as long as who leaves it out serves the version
     rightly: older processes do (see ``stored.py``). Any other change is a new ``format``,
-    which they refuse. In every format, the files stand below ``artifacts``.
+    which they refuse. In every format, the files stand below ``artifacts``. Format 2 says
+    how images are decoded; a version is written in the oldest format that will do.
 
     Input ``images``: uint8 [N, size, size, 3], RGB. Outputs ``probabilities`` and
     ``logits``: float32 [N, labels]; ``embeddings``: float32 [N, features].
     """
 
-    format: Literal[1] = MANIFEST_FORMAT
+    format: Literal[1, 2]
     version: str
     parent: str | None
     job: str

@@ -12,24 +12,27 @@ surprised:
 - A truncated or damaged file is refused, never decoded in part. Bytes after the end of
   the image are ignored.
 - Format and dimensions are checked before any pixel is decoded.
+- Where a version says so (``Preprocessing.decoding``), a JPEG much larger than the input is
+  decoded at 1/2, 1/4 or 1/8 of its size (``scaling``). What tells whether two images are the
+  same is always computed from all of the pixels.
 
 Every refusal is a ``BadImage`` with ``format`` and ``why`` in its metadata. All of it
 is thread-safe, and the decoding and resizing themselves run without the GIL.
 """
 
-from acclimate_service.imaging.decoding import decode
+from acclimate_service.imaging.box import Augmentation, Box, centre_box, sample_box
+from acclimate_service.imaging.decoding import decode, opened
 from acclimate_service.imaging.fingerprints import content_digest, perceptual_hash
 from acclimate_service.imaging.header import DEFAULT, MAX_IMAGE_BYTES, MAX_PIXELS, Flaw, Limits
+from acclimate_service.imaging.picture import Picture
 from acclimate_service.imaging.preparing import (
-    Augmentation,
-    Box,
-    centre_box,
+    Showable,
     decode_prepared,
     prepare,
     prepare_view,
     resample,
-    sample_box,
 )
+from acclimate_service.imaging.scaling import scale_for
 
 __all__ = [
     "DEFAULT",
@@ -39,13 +42,17 @@ __all__ = [
     "Box",
     "Flaw",
     "Limits",
+    "Picture",
+    "Showable",
     "centre_box",
     "content_digest",
     "decode",
     "decode_prepared",
+    "opened",
     "perceptual_hash",
     "prepare",
     "prepare_view",
     "resample",
     "sample_box",
+    "scale_for",
 ]

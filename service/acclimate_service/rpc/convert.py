@@ -14,6 +14,7 @@ from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.model import (
     Alias,
     Architecture,
+    Decoding,
     Model,
     ModelVersion,
     Origin,
@@ -30,6 +31,13 @@ _WEIGHTS: Final = {
     pb.WeightsSource.KIND_PACKAGE: "PACKAGE",
 }
 _WEIGHTS_OUT: Final = {kind: number for number, kind in _WEIGHTS.items()}
+# Who names none leaves it to the service.
+_DECODINGS: Final[dict[int, Decoding]] = {
+    pb.DECODING_UNSPECIFIED: "scaled",
+    pb.DECODING_FULL: "full",
+    pb.DECODING_SCALED: "scaled",
+}
+_DECODINGS_OUT: Final = {"full": pb.DECODING_FULL, "scaled": pb.DECODING_SCALED}
 _ORIGIN_OUT: Final = {
     Origin.REGISTERED: pb.ModelVersion.ORIGIN_REGISTERED,
     Origin.ACCEPTED: pb.ModelVersion.ORIGIN_ACCEPTED,
@@ -46,6 +54,7 @@ class Registration:
     weights: WeightsSource
     labels: tuple[str, ...]
     preprocessing: Preprocessing | None
+    decoding: Decoding
     source_domain: DomainName | None
     promote_to: str | None
     request_id: str
@@ -68,14 +77,20 @@ def registration(draft: pb.RegisterModelRequest.Draft) -> Registration:
             "promote_to: a bare backbone has no version yet; give it to its bootstrap job",
             field="promote_to",
         )
+    if draft.decoding not in _DECODINGS:
+        raise InvalidSpec("decoding must be FULL or SCALED", field="decoding")
+    decoding = _DECODINGS[draft.decoding]
     return Registration(
         model=model,
         architecture=architecture(draft.architecture),
         weights=weights(draft.weights),
         labels=labels,
         preprocessing=(
-            preprocessing(draft.preprocessing) if draft.HasField("preprocessing") else None
+            preprocessing(draft.preprocessing, decoding)
+            if draft.HasField("preprocessing")
+            else None
         ),
+        decoding=decoding,
         source_domain=DomainName.parse(draft.source_domain) if draft.source_domain else None,
         promote_to=promote_to,
         request_id=fields.request_id(draft.request_id),
@@ -120,13 +135,13 @@ def weights(message: pb.WeightsSource) -> WeightsSource:
     return fields.checked(WeightsSource, {"kind": kind, "reference": reference}, field="weights")
 
 
-def preprocessing(message: pb.Preprocessing) -> Preprocessing:
+def preprocessing(message: pb.Preprocessing, decoding: Decoding) -> Preprocessing:
     """Read a preprocessing; unset fields take the documented defaults.
 
     Raises:
         InvalidSpec: a value is out of range.
     """
-    given: dict[str, object] = {"size": message.size}
+    given: dict[str, object] = {"size": message.size, "decoding": decoding}
     if message.crop:
         given["crop"] = message.crop
     if message.interpolation:
@@ -184,6 +199,7 @@ def model(value: Model) -> pb.Model:
         labels=value.labels,
         source_domain=str(value.source_domain or ""),
         create_time=fields.timestamp(value.created_at),
+        decoding=_DECODINGS_OUT[value.decoding],
     )
     if value.guard is not None:
         message.guard_preset = value.guard.base

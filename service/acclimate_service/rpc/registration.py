@@ -78,6 +78,7 @@ class Registrations:
                 weights=weights,
                 labels=registration.labels,
                 preprocessing=registration.preprocessing,
+                decoding=registration.decoding,
                 source_domain=registration.source_domain,
                 created_at=dt.datetime.now(dt.UTC),  # the store writes its own
             ),

@@ -12,6 +12,7 @@ from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdRe
 from acclimate_service.domain.model import (
     Alias,
     Architecture,
+    Decoding,
     Model,
     ModelVersion,
     Preprocessing,
@@ -170,7 +171,8 @@ def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:
             labels=list(model.labels),
             preprocessing=None
             if model.preprocessing is None
-            else model.preprocessing.model_dump(mode="json"),
+            else versions.stored_preprocessing(model.preprocessing),
+            decoding=model.decoding,
             source_domain=None if source is None else source.domain,
             request_id=request_id or None,
             versions=0,
@@ -236,6 +238,7 @@ def _page_models(tx: Transaction, page_size: int, token: str, within: Scope) -> 
 
 
 def _model_of(row: Any) -> Model:
+    decoding: Decoding = row.decoding or "full"
     return Model(
         name=ModelName(row.id),
         architecture=Architecture.model_validate(row.architecture),
@@ -243,8 +246,9 @@ def _model_of(row: Any) -> Model:
         labels=tuple(row.labels),
         preprocessing=None
         if row.preprocessing is None
-        else Preprocessing.model_validate(row.preprocessing),
+        else known(Preprocessing, row.preprocessing | {"decoding": decoding}).value,
         source_domain=None if row.source_domain is None else DomainName(row.source_domain),
         created_at=row.created_at,
         guard=None if row.guard is None else known(GuardPolicy, row.guard).value,
+        decoding=decoding,
     )

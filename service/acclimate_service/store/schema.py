@@ -130,6 +130,9 @@ models = sa.Table(
     sa.Column("weights", sa.JSON(), nullable=False),
     sa.Column("labels", sa.JSON(), nullable=False),
     sa.Column("preprocessing", sa.JSON(none_as_null=True)),
+    # How its JPEGs are decoded. Apart from the rest of the preprocessing, which may not be
+    # known yet; null, as older servers leave it, is "full".
+    sa.Column("decoding", sa.Text()),
     sa.Column("source_domain", sa.Text(), sa.ForeignKey("domains.id")),
     sa.Column("guard", sa.JSON(none_as_null=True)),  # the policy that jobs take over
     sa.Column("request_id", sa.Text(), unique=True),

@@ -15,7 +15,13 @@ from acclimate_service.domain.errors import (
     VersionUnloadable,
 )
 from acclimate_service.domain.job import JobState
-from acclimate_service.domain.model import MANIFEST_FORMAT, Manifest, ModelVersion, Origin
+from acclimate_service.domain.model import (
+    MANIFEST_FORMAT,
+    Manifest,
+    ModelVersion,
+    Origin,
+    Preprocessing,
+)
 from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.domain.rollout import RolloutState
 from acclimate_service.domain.stored import known
@@ -98,7 +104,7 @@ def _complete_model(
     if not row.labels:
         values["labels"] = list(manifest.labels)
     if row.preprocessing is None:
-        values["preprocessing"] = manifest.preprocessing.model_dump(mode="json")
+        values["preprocessing"] = stored_preprocessing(manifest.preprocessing)
     if row.source_domain is None:
         jobs = schema.jobs
         source = tx.scalar(sa.select(jobs.c.source).where(jobs.c.id == job.job))
@@ -107,6 +113,11 @@ def _complete_model(
     if values:
         models = schema.models
         tx.run(sa.update(models).where(models.c.id == name.model).values(**values))
+
+
+def stored_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What a model's row holds of it. The decoding has a column of its own."""
+    return preprocessing.model_dump(mode="json", exclude={"decoding"})
 
 
 def get(tx: Transaction, name: VersionName) -> ModelVersion:

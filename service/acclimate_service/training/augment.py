@@ -74,7 +74,7 @@ class Recolouring:
 
 
 def crop(
-    image: NDArray[np.uint8],
+    image: imaging.Showable,
     augmentation: Augmentation,
     preprocessing: Preprocessing,
     *,
@@ -82,7 +82,7 @@ def crop(
     view: int,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """The view's part of an upright RGB image [H, W, 3], resized to uint8 [S, S, 3]."""
+    """The view's part of an image, resized to uint8 [S, S, 3]."""
     return imaging.prepare_view(
         image,
         preprocessing,

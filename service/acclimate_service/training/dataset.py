@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate_service.domain.errors import InvalidSpec, NotEnoughExamples
+from acclimate_service.imaging import Showable
 from acclimate_service.training.run import numpy_rng
 
 PLAIN = 0  # the view without augmentation: what the served model sees
@@ -35,8 +36,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The upright RGB pixels [H, W, 3] of one image. Called from several threads."""
+    def read(self, index: int) -> Showable:
+        """One image, or its upright RGB pixels [H, W, 3]. Called from several threads."""
         ...
 
 
@@ -52,8 +53,8 @@ class Listed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The upright RGB pixels [H, W, 3] of one image."""
+    def read(self, index: int) -> Showable:
+        """One image."""
         return self._source.read(index)
 
     def part(self, indices: Sequence[int] | Indices) -> Listed:
@@ -81,8 +82,8 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of one chosen image."""
+    def read(self, index: int) -> Showable:
+        """One chosen image."""
         return self.whole.read(self.indices[index])
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.examples import Example, Role
-from acclimate_service.imaging import decode
+from acclimate_service.imaging import Picture, opened
 from acclimate_service.worker.evaluate import VerifySet
 
 
@@ -33,9 +32,9 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def read(self, index: int) -> npt.NDArray[np.uint8]:
-        """The upright RGB pixels [H, W, 3] of one image."""
-        return decode(self.open_blob(self.examples[index].blob))
+    def read(self, index: int) -> Picture:
+        """One image, whose pixels are decoded when a view of it is made."""
+        return opened(self.open_blob(self.examples[index].blob))
 
 
 def stored_images(

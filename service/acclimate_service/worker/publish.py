@@ -19,6 +19,7 @@ from acclimate_service.domain.model import (
     Origin,
     Parts,
     Preprocessing,
+    manifest_format,
 )
 from acclimate_service.domain.names import JobName, VersionName
 from acclimate_service.imaging import prepare
@@ -154,6 +155,7 @@ def manifest(
 ) -> Manifest:
     """The manifest of *candidate* as the version *name*."""
     return Manifest(
+        format=manifest_format(candidate.preprocessing),
         version=str(name),
         parent=None if parent is None else str(parent),
         job=str(job),

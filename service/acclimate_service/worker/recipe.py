@@ -272,6 +272,7 @@ def _open_registered(desk: Desk, *, labels: int, backbone_only: bool) -> Network
             "mean": network.preprocessing.mean, "std": network.preprocessing.std
         }  # fmt: skip
         network.preprocessing = given.model_copy(update=kept)
+    network.preprocessing = network.preprocessing.model_copy(update={"decoding": model.decoding})
     if backbone_only:
         generator = torch.Generator().manual_seed(desk.job.draft.spec.seed)
         network.replace_head(labels, generator=generator)

@@ -311,6 +311,7 @@ class Service(
             weights=draft.weights,
             labels=draft.labels,
             create_time=NOW,
+            decoding=draft.decoding,
         )
         return registry_pb2.RegisterModelResponse(
             model=model, job="jobs/j1" if draft.labels else ""

@@ -8,6 +8,7 @@ from tests.unit.client.fake_service import Service
 
 from acclimate import Client, Preprocessing, WeightsSource
 from acclimate.errors import ServiceFault
+from acclimate.resources import Decoding
 from acclimate.v1 import registry_pb2
 
 
@@ -53,8 +54,22 @@ def test_a_backbone_has_no_job(service: Service, client: Client) -> None:
     assert isinstance(messages, list)
     assert messages[0].draft.preprocessing.size == 64
     assert not messages[0].draft.preprocessing.std
+    assert messages[0].draft.decoding == registry_pb2.DECODING_UNSPECIFIED  # the service's choice
+    assert model.decoding == "full"  # of a server that names none
     assert str(model.architecture) == "timm/resnet18"
     assert job is None
+
+
+@pytest.mark.parametrize("decoding", ["full", "scaled"])
+def test_how_jpegs_are_decoded_is_asked_for_and_shown(
+    service: Service, client: Client, decoding: Decoding
+) -> None:
+    model, _ = client.register_model("digits", "timm/resnet18", decoding=decoding)
+    messages = service.seen[0][1]
+    assert isinstance(messages, list)
+    name = f"DECODING_{decoding.upper()}"
+    assert registry_pb2.Decoding.Name(messages[0].draft.decoding) == name
+    assert model.decoding == decoding
 
 
 def test_an_export_is_written_and_checked(service: Service, client: Client, tmp_path: Path) -> None:

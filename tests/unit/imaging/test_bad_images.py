@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from acclimate_service.domain.errors import BadImage
-from acclimate_service.imaging import MAX_IMAGE_BYTES, Flaw, Limits, decode
+from acclimate_service.imaging import MAX_IMAGE_BYTES, Flaw, Limits, decode, opened
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SECONDS = 1.0
@@ -204,13 +204,16 @@ KINDS: dict[str, tuple[Callable[[], bytes], Flaw]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_refused_with_its_reason_within_a_second(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [(kind, scale) for kind in KINDS for scale in ((1, 2, 8) if "JPEG" in kind else (1,))],
+)
+def test_it_is_refused_with_its_reason_within_a_second(kind: str, scale: int) -> None:
     make, flaw = KINDS[kind]
     file = make()
     started = time.perf_counter()
     with pytest.raises(BadImage) as refused:
-        decode(file)
+        opened(file).pixels(scale)
     assert time.perf_counter() - started < SECONDS
     assert refused.value.metadata["why"] == flaw
     assert set(refused.value.metadata) == {"format", "why"}
@@ -312,14 +315,23 @@ def test_noise_is_refused(start: bytes, noise: bytes) -> None:
 
 
 def check_total(file: bytes) -> None:
-    """Anything but pixels or a ``BadImage`` fails the test that calls it."""
+    """Anything but pixels or a ``BadImage`` fails the test that calls it.
+
+    And what is refused is refused at every scale, for the same reason.
+    """
+    outcomes = {said(file, scale) for scale in (1, 2, 4, 8)}
+    assert len(outcomes) == 1, (outcomes, file.hex())
+
+
+def said(file: bytes, scale: int) -> str:
     try:
-        pixels = decode(file, Limits(pixels=1_000_000))
+        picture = opened(file, Limits(pixels=1_000_000))
+        pixels = picture.pixels(scale if scale in picture.scales else 1)
     except BadImage as error:
-        pixels = np.zeros((1, 1, 3), np.uint8)
-        Flaw(error.metadata["why"])
+        return Flaw(error.metadata["why"])
     assert pixels.shape[2:] == (3,)
     assert pixels.dtype == np.uint8
+    return "an image"
 
 
 def mended(file: bytes) -> bytes:

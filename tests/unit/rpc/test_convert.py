@@ -12,7 +12,14 @@ from acclimate_service.domain.errors import InputMismatch, InvalidName, InvalidS
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.guard import GuardPolicy
 from acclimate_service.domain.job import EventKind, JobKind, JobSpec, JobState, Phase
-from acclimate_service.domain.model import Architecture, Model, Origin, WeightsSource
+from acclimate_service.domain.model import (
+    Architecture,
+    Decoding,
+    Model,
+    Origin,
+    Preprocessing,
+    WeightsSource,
+)
 from acclimate_service.domain.names import ModelName
 from acclimate_service.rpc import convert, convert_jobs, convert_predictions
 
@@ -47,8 +54,27 @@ def test_a_registration_is_read_field_by_field() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "decoding"),
+    [
+        (registry_pb2.DECODING_UNSPECIFIED, "scaled"),
+        (registry_pb2.DECODING_SCALED, "scaled"),
+        (registry_pb2.DECODING_FULL, "full"),
+    ],
+)
+def test_a_new_model_s_jpegs_are_decoded_scaled_unless_it_is_asked_otherwise(
+    asked: registry_pb2.Decoding.ValueType, decoding: Decoding
+) -> None:
+    given = registry_pb2.Preprocessing(size=160)
+    found = convert.registration(draft(decoding=asked, preprocessing=given))
+    assert found.decoding == decoding
+    assert found.preprocessing == Preprocessing(size=160, decoding=decoding)
+    assert convert.registration(draft(decoding=asked)).decoding == decoding
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
+        ({"decoding": 3}, InvalidSpec),
         ({"model_id": "../etc"}, InvalidName),
         ({"model_id": ""}, InvalidName),
         ({"architecture": registry_pb2.Architecture(library="keras", name="x")}, InvalidSpec),
@@ -85,8 +111,10 @@ def test_a_model_without_preprocessing_leaves_the_field_unset() -> None:
         preprocessing=None,
         source_domain=None,
         created_at=dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
+        decoding="scaled",
     )
     message = convert.model(model)
+    assert message.decoding == registry_pb2.DECODING_SCALED
     assert not message.HasField("preprocessing")
     assert message.create_time.ToDatetime(tzinfo=dt.UTC) == model.created_at
 

@@ -11,7 +11,7 @@ from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import exit_of_job, usage
 from acclimate.cli.spoken import spoken
-from acclimate.resources import Preprocessing, WeightsSource
+from acclimate.resources import Decoding, Preprocessing, WeightsSource
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]
 VersionArgument = Annotated[
@@ -42,6 +42,13 @@ def register(
     size: Annotated[
         int | None, typer.Option(help="Pixels a side of its input; unset: the library's own.")
     ] = None,
+    decoding: Annotated[
+        Decoding,
+        typer.Option(
+            help="Whether JPEGs much larger than the input are decoded in full, or scaled: no "
+            "larger than it takes, which is much cheaper."
+        ),
+    ] = "scaled",
     source: Annotated[
         str, typer.Option(help="The domain whose holdout forgetting is weighed on.")
     ] = "",
@@ -74,6 +81,7 @@ def register(
             source_domain=source,
             # A backbone gets its first version, and the alias, from its bootstrap job.
             promote_to=promote_to or ("production" if names else ""),
+            decoding=decoding,
         )
         if job is not None and wait:
             job.wait()

@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Decoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECODING_UNSPECIFIED: _Decoding.ValueType  # 0
+    """On registration, the service's choice: SCALED. Of a model, an older server's: FULL."""
+    DECODING_FULL: _Decoding.ValueType  # 1
+    """All of their pixels are."""
+    DECODING_SCALED: _Decoding.ValueType  # 2
+    """At 1/2, 1/4 or 1/8 of their size, where at least twice the pixels that are wanted
+    are left in both directions.
+    """
+
+class Decoding(_Decoding, metaclass=_DecodingEnumTypeWrapper):
+    """Decoding is how JPEGs are decoded that are much larger than the network's input."""
+
+DECODING_UNSPECIFIED: Decoding.ValueType  # 0
+"""On registration, the service's choice: SCALED. Of a model, an older server's: FULL."""
+DECODING_FULL: Decoding.ValueType  # 1
+"""All of their pixels are."""
+DECODING_SCALED: Decoding.ValueType  # 2
+"""At 1/2, 1/4 or 1/8 of their size, where at least twice the pixels that are wanted
+are left in both directions.
+"""
+Global___Decoding: _TypeAlias = Decoding  # noqa: Y015
+
 @_typing.final
 class Architecture(_message.Message):
     """Architecture is a backbone by the name that its library gives it."""
@@ -149,6 +177,7 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     GUARD_PRESET_FIELD_NUMBER: _builtins.int
     GUARD_OVERRIDES_FIELD_NUMBER: _builtins.int
+    DECODING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """models/{model}"""
     source_domain: _builtins.str
@@ -157,6 +186,8 @@ class Model(_message.Message):
     """The guard's policy that jobs take over: a preset, the limits that differ, and
     their "reason". An empty preset means "balanced", as nobody has set one.
     """
+    decoding: Global___Decoding.ValueType
+    """What its versions do; each one's own is in the preprocessing of its manifest."""
     @_builtins.property
     def architecture(self) -> Global___Architecture: ...
     @_builtins.property
@@ -185,10 +216,11 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         guard_preset: _builtins.str = ...,
         guard_overrides: _struct_pb2.Struct | None = ...,
+        decoding: Global___Decoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "guard_overrides", b"guard_overrides", "preprocessing", b"preprocessing", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "guard_overrides", b"guard_overrides", "guard_preset", b"guard_preset", "labels", b"labels", "name", b"name", "preprocessing", b"preprocessing", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "decoding", b"decoding", "guard_overrides", b"guard_overrides", "guard_preset", b"guard_preset", "labels", b"labels", "name", b"name", "preprocessing", b"preprocessing", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,12 +242,14 @@ class RegisterModelRequest(_message.Message):
         SOURCE_DOMAIN_FIELD_NUMBER: _builtins.int
         REQUEST_ID_FIELD_NUMBER: _builtins.int
         PROMOTE_TO_FIELD_NUMBER: _builtins.int
+        DECODING_FIELD_NUMBER: _builtins.int
         model_id: _builtins.str
         source_domain: _builtins.str
         request_id: _builtins.str
         """A repeated call with the same id is the same call (AIP-155)."""
         promote_to: _builtins.str
         """The alias to set when the first version exists; empty for none."""
+        decoding: Global___Decoding.ValueType
         @_builtins.property
         def architecture(self) -> Global___Architecture: ...
         @_builtins.property
@@ -235,10 +269,11 @@ class RegisterModelRequest(_message.Message):
             source_domain: _builtins.str = ...,
             request_id: _builtins.str = ...,
             promote_to: _builtins.str = ...,
+            decoding: Global___Decoding.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "preprocessing", b"preprocessing", "weights", b"weights"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "labels", b"labels", "model_id", b"model_id", "preprocessing", b"preprocessing", "promote_to", b"promote_to", "request_id", b"request_id", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "decoding", b"decoding", "labels", b"labels", "model_id", b"model_id", "preprocessing", b"preprocessing", "promote_to", b"promote_to", "request_id", b"request_id", "source_domain", b"source_domain", "weights", b"weights"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
