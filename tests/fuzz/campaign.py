@@ -74,7 +74,7 @@ def decode_images(count: int, seed: int) -> Tally:
         file, started = inputs.image(rng), time.perf_counter()
         try:
             picture = opened(file, Limits(pixels=1_000_000))
-            for scale in picture.scales:
+            for scale in (1, 2, 4, 8) if picture.scalable else (1,):
                 picture.pixels(scale)
             outcome = "OK"
         except BadImage as error:

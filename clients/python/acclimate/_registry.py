@@ -56,7 +56,8 @@ class RegistryCalls:
             promote_to: the alias to set when the first version exists.
             request_id: what makes a repeated call the same call.
             decoding: ``full`` decodes all pixels of JPEGs that are much larger than the
-                input, ``scaled`` (the service's choice, None) as many as are needed.
+                input, ``scaled`` as many as it takes. None means ``scaled`` for a
+                backbone and ``full`` for weights that come with their labels.
 
         Returns:
             The model, and its registration job if its weights came with labels.

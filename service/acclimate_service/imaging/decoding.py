@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from acclimate_service.imaging import jpeg, png, webp
 from acclimate_service.imaging.header import DEFAULT, Flaw, Limits, check, refusal
 from acclimate_service.imaging.picture import Picture
-from acclimate_service.imaging.scaling import SCALES
 
 
 def decode(encoded: bytes, limits: Limits = DEFAULT) -> NDArray[np.uint8]:
@@ -43,16 +42,16 @@ def opened(encoded: bytes, limits: Limits = DEFAULT) -> Picture:
         return Picture(
             header=frame,
             stored=functools.partial(jpeg.decode, encoded, frame),
-            scales=(*SCALES, 1),
+            scalable=True,
         )
     if encoded.startswith(png.SIGNATURE):
         chunks = png.inspect(encoded)
         check(chunks, limits)
-        return Picture(header=chunks, stored=lambda _: png.decode(encoded, chunks))
+        return Picture(header=chunks, stored=lambda _: png.decode(encoded, chunks), scalable=False)
     if webp.is_webp(encoded):
         canvas = webp.inspect(encoded)
         check(canvas, limits)
-        return Picture(header=canvas, stored=lambda _: webp.decode(encoded, canvas))
+        return Picture(header=canvas, stored=lambda _: webp.decode(encoded, canvas), scalable=False)
     raise refusal(
         "",
         Flaw.UNKNOWN_FORMAT,

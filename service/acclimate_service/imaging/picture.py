@@ -22,13 +22,13 @@ _FROM_BELOW = frozenset({3, 4, 7, 8})
 class Picture:
     """An image whose header was found good; its pixels are decoded whenever they are asked for.
 
-    ``stored`` decodes the file's pixels, before the camera's rotation is undone, at 1/n
-    of their size; n is one of ``scales``.
+    ``stored`` decodes the file's pixels, before the camera's rotation is undone. It is asked
+    for them at 1/1 of their size; if the format is ``scalable`` also at those of ``SCALES``.
     """
 
     header: Header
     stored: Callable[[int], NDArray[np.uint8]]
-    scales: tuple[int, ...] = (1,)
+    scalable: bool
 
     @property
     def size(self) -> tuple[int, int]:

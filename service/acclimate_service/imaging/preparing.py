@@ -79,8 +79,7 @@ def _shown(image: Showable, box: Box, preprocessing: Preprocessing) -> NDArray[n
     """The part *box* of an image as the network's input, of no more pixels than it takes."""
     if not isinstance(image, Picture):
         return resample(image, box, preprocessing)
-    scale = scale_for(box, preprocessing.size) if preprocessing.decoding == "scaled" else 1
-    scale = scale if scale in image.scales else 1
+    scale = scale_for(box, preprocessing) if image.scalable else 1
     return resample(image.pixels(scale), image.within(box, scale), preprocessing)
 
 

@@ -31,13 +31,11 @@ _WEIGHTS: Final = {
     pb.WeightsSource.KIND_PACKAGE: "PACKAGE",
 }
 _WEIGHTS_OUT: Final = {kind: number for number, kind in _WEIGHTS.items()}
-# Who names none leaves it to the service.
-_DECODINGS: Final[dict[int, Decoding]] = {
-    pb.DECODING_UNSPECIFIED: "scaled",
+_DECODINGS: Final[dict[pb.Decoding.ValueType, Decoding]] = {
     pb.DECODING_FULL: "full",
     pb.DECODING_SCALED: "scaled",
 }
-_DECODINGS_OUT: Final = {"full": pb.DECODING_FULL, "scaled": pb.DECODING_SCALED}
+_DECODINGS_OUT: Final = {decoding: number for number, decoding in _DECODINGS.items()}
 _ORIGIN_OUT: Final = {
     Origin.REGISTERED: pb.ModelVersion.ORIGIN_REGISTERED,
     Origin.ACCEPTED: pb.ModelVersion.ORIGIN_ACCEPTED,
@@ -77,9 +75,7 @@ def registration(draft: pb.RegisterModelRequest.Draft) -> Registration:
             "promote_to: a bare backbone has no version yet; give it to its bootstrap job",
             field="promote_to",
         )
-    if draft.decoding not in _DECODINGS:
-        raise InvalidSpec("decoding must be FULL or SCALED", field="decoding")
-    decoding = _DECODINGS[draft.decoding]
+    decoding = _decoding(draft.decoding, trained=bool(labels))
     return Registration(
         model=model,
         architecture=architecture(draft.architecture),
@@ -133,6 +129,22 @@ def weights(message: pb.WeightsSource) -> WeightsSource:
     if kind == "PACKAGE" and not reference:
         raise InvalidSpec("weights.reference must name the package", field="weights.reference")
     return fields.checked(WeightsSource, {"kind": kind, "reference": reference}, field="weights")
+
+
+def _decoding(asked: pb.Decoding.ValueType, *, trained: bool) -> Decoding:
+    """How JPEGs are to be decoded that are much larger than the input.
+
+    Whoever does not ask gets what the weights know: those that come *trained* for their
+    labels saw all pixels, and those that are trained here see what will be served.
+
+    Raises:
+        InvalidSpec: there is no such way.
+    """
+    if asked == pb.DECODING_UNSPECIFIED:
+        return "full" if trained else "scaled"
+    if asked not in _DECODINGS:
+        raise InvalidSpec("decoding must be FULL or SCALED", field="decoding")
+    return _DECODINGS[asked]
 
 
 def preprocessing(message: pb.Preprocessing, decoding: Decoding) -> Preprocessing:

@@ -326,7 +326,7 @@ def check_total(file: bytes) -> None:
 def said(file: bytes, scale: int) -> str:
     try:
         picture = opened(file, Limits(pixels=1_000_000))
-        pixels = picture.pixels(scale if scale in picture.scales else 1)
+        pixels = picture.pixels(scale if picture.scalable else 1)
     except BadImage as error:
         return Flaw(error.metadata["why"])
     assert pixels.shape[2:] == (3,)

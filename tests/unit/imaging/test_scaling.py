@@ -62,7 +62,11 @@ def turned(pixels: NDArray[np.uint8], orientation: int) -> bytes:
 def test_what_cameras_give_is_decoded_this_small_for_224_pixels(
     width: int, height: int, scale: int
 ) -> None:
-    assert scale_for(centre_box(width, height, Preprocessing(size=224)), 224) == scale
+    asked = Preprocessing(size=224, decoding="scaled")
+    box = centre_box(width, height, asked)
+    assert scale_for(box, asked) == scale
+    for never in ({"decoding": "full"}, {"interpolation": "box"}):
+        assert scale_for(box, asked.model_copy(update=never)) == 1
 
 
 @given(
@@ -76,7 +80,7 @@ def test_twice_the_samples_are_left_in_both_directions_and_no_more_than_it_takes
 ) -> None:
     box = Box(left, left, left + across, left + down)
     shorter = min(box.right - box.left, box.bottom - box.top)
-    scale = scale_for(box, size)
+    scale = scale_for(box, Preprocessing(size=size, decoding="scaled"))
     assert scale in (1, 2, 4, 8)
     assert scale == 1 or shorter / scale >= 2 * size
     assert scale == 8 or shorter / (2 * scale) < 2 * size
@@ -103,7 +107,7 @@ def test_scaled_and_full_show_the_same_part_however_the_camera_was_held(
     file = turned(waves(*shape), orientation)
     picture = opened(file)
     box = centre_box(*picture.size, SCALED)
-    assert scale_for(box, SCALED.size) in (4, 8)
+    assert scale_for(box, SCALED) in (4, 8)
     difference = prepare(picture, SCALED).astype(int) - prepare(picture, FULL)
     assert abs(difference).max() <= 6
     for seed in range(5):
@@ -152,7 +156,7 @@ def asked_for(show: Callable[[Picture], object]) -> list[int]:
         return np.zeros((-(-1080 // scale), -(-1920 // scale), 3), np.uint8)
 
     header = Header(format="JPEG", width=1920, height=1080, orientation=1)
-    show(Picture(header=header, stored=stored, scales=(8, 4, 2, 1)))
+    show(Picture(header=header, stored=stored, scalable=True))
     return asked
 
 

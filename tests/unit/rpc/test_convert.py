@@ -54,21 +54,22 @@ def test_a_registration_is_read_field_by_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "decoding"),
+    ("asked", "labels", "decoding"),
     [
-        (registry_pb2.DECODING_UNSPECIFIED, "scaled"),
-        (registry_pb2.DECODING_SCALED, "scaled"),
-        (registry_pb2.DECODING_FULL, "full"),
+        (registry_pb2.DECODING_UNSPECIFIED, [], "scaled"),
+        (registry_pb2.DECODING_UNSPECIFIED, ["cat", "dog"], "full"),
+        (registry_pb2.DECODING_SCALED, ["cat", "dog"], "scaled"),
+        (registry_pb2.DECODING_FULL, [], "full"),
     ],
 )
-def test_a_new_model_s_jpegs_are_decoded_scaled_unless_it_is_asked_otherwise(
-    asked: registry_pb2.Decoding.ValueType, decoding: Decoding
+def test_jpegs_are_decoded_scaled_for_what_is_trained_here_unless_it_is_asked_otherwise(
+    asked: registry_pb2.Decoding.ValueType, labels: list[str], decoding: Decoding
 ) -> None:
     given = registry_pb2.Preprocessing(size=160)
-    found = convert.registration(draft(decoding=asked, preprocessing=given))
+    found = convert.registration(draft(decoding=asked, labels=labels, preprocessing=given))
     assert found.decoding == decoding
     assert found.preprocessing == Preprocessing(size=160, decoding=decoding)
-    assert convert.registration(draft(decoding=asked)).decoding == decoding
+    assert convert.registration(draft(decoding=asked, labels=labels)).decoding == decoding
 
 
 @pytest.mark.parametrize(

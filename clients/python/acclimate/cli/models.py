@@ -43,12 +43,12 @@ def register(
         int | None, typer.Option(help="Pixels a side of its input; unset: the library's own.")
     ] = None,
     decoding: Annotated[
-        Decoding,
+        Decoding | None,
         typer.Option(
-            help="Whether JPEGs much larger than the input are decoded in full, or scaled: no "
-            "larger than it takes, which is much cheaper."
+            help="How JPEGs much larger than its input are decoded: scaled costs half or less. "
+            "Unset: scaled for a backbone, full for weights that come with their labels."
         ),
-    ] = "scaled",
+    ] = None,
     source: Annotated[
         str, typer.Option(help="The domain whose holdout forgetting is weighed on.")
     ] = "",

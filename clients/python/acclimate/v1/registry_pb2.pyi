@@ -28,7 +28,9 @@ class _Decoding:
 class _DecodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decoding.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DECODING_UNSPECIFIED: _Decoding.ValueType  # 0
-    """On registration, the service's choice: SCALED. Of a model, an older server's: FULL."""
+    """On registration, the service's choice: SCALED for a backbone, which is trained here,
+    FULL for weights that come with their labels. Of a model, an older server's: FULL.
+    """
     DECODING_FULL: _Decoding.ValueType  # 1
     """All of their pixels are."""
     DECODING_SCALED: _Decoding.ValueType  # 2
@@ -40,7 +42,9 @@ class Decoding(_Decoding, metaclass=_DecodingEnumTypeWrapper):
     """Decoding is how JPEGs are decoded that are much larger than the network's input."""
 
 DECODING_UNSPECIFIED: Decoding.ValueType  # 0
-"""On registration, the service's choice: SCALED. Of a model, an older server's: FULL."""
+"""On registration, the service's choice: SCALED for a backbone, which is trained here,
+FULL for weights that come with their labels. Of a model, an older server's: FULL.
+"""
 DECODING_FULL: Decoding.ValueType  # 1
 """All of their pixels are."""
 DECODING_SCALED: Decoding.ValueType  # 2
