@@ -136,8 +136,17 @@ def read(kind: type[Read]) -> Read:
     """
     if strange := unknown(os.environ):
         structlog.get_logger(__name__).warning("no settings, ignored", names=strange)
+    return made(kind)
+
+
+def made(kind: type[Read], **given: object) -> Read:
+    """The settings of the environment, but for those that are *given*.
+
+    Raises:
+        InvalidSpec: as :func:`read`.
+    """
     try:
-        return kind()
+        return kind(**given)  # type: ignore[arg-type]  # checked by pydantic
     except pydantic.ValidationError as error:
         told = "; ".join(
             f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg']}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic
 
-from acclimate_service.config import Settings
+from acclimate_service.config import Settings, made
 from acclimate_service.domain.access import TokenDraft, principal_of, subject_of
 from acclimate_service.domain.errors import ServiceError
 from acclimate_service.store import Actor, acting_as, open_store
@@ -73,7 +73,7 @@ def create(settings: Settings, asked: Asked) -> dict[str, Any]:
 def main() -> None:
     """Answer on standard output; exit with 1 if nothing was made."""
     try:
-        answer = create(Settings(), Asked.model_validate_json(sys.stdin.read()))
+        answer = create(made(Settings), Asked.model_validate_json(sys.stdin.read()))
     except ServiceError as error:
         answer = {"reason": error.reason, "message": str(error)}
     json.dump(answer, sys.stdout)

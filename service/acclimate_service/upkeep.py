@@ -19,9 +19,10 @@ import pydantic
 import typer
 
 from acclimate_service import imaging
-from acclimate_service.config import Settings
+from acclimate_service.config import Settings, made
 from acclimate_service.domain.errors import InvalidSpec, ServiceError
 from acclimate_service.domain.retention import RetentionPolicy
+from acclimate_service.rpc import fields
 from acclimate_service.store import Store, backup, erasure, open_store
 from acclimate_service.training import cache
 
@@ -104,12 +105,13 @@ def tidy(
 
     Example: acclimate store tidy --versions 10 --report-days 365 --rehearse
     """
-    policy = RetentionPolicy(
-        versions=versions or None,
-        candidate_days=candidate_days,
-        report_days=report_days,
-        batch_days=batch_days,
-    )
+    asked = {
+        "versions": versions or None,
+        "candidate_days": candidate_days,
+        "report_days": report_days,
+        "batch_days": batch_days,
+    }
+    policy = fields.checked(RetentionPolicy, asked, field="tidy")
     with _store(_settings(home, database_url, blobs)) as store:
         removed = store.tidy(policy, rehearse=rehearse)
         told: dict[str, pydantic.JsonValue] = {
@@ -175,7 +177,7 @@ def _store(settings: Settings, *, make: bool = False) -> Iterator[Store]:
 
 def _settings(home: Path | None, database_url: str | None, blobs: str | None) -> Settings:
     given = {"home": home, "database_url": database_url, "blobs": blobs}
-    return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # each has its field's type
+    return made(Settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _print(told: object) -> None:

@@ -89,6 +89,17 @@ def test_an_answer_shows_nothing_of_what_is_remembered(client: Client) -> None:
     assert {len(answer.embedding) for answer in answers} == {0}
 
 
+def test_the_images_that_live_ones_are_compared_with_count_as_nobody_s_requests(
+    client: Client,
+) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(EVERY):
+        client.predict("shop", [reddish(rng) for _ in range(FEWEST)])
+    before = client.statistics("shop")
+    assert client.drift("shop").domains
+    assert client.statistics("shop") == before
+
+
 def test_the_drift_of_what_there_is_not_is_not_found(client: Client) -> None:
     with pytest.raises(NotFound):
         client.drift("nowhere")

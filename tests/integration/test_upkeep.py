@@ -173,3 +173,22 @@ def test_a_rehearsed_tidying_removes_nothing(home: Path) -> None:
     assert len(rehearsed["versions"]) == 3
     done = told("tidy", "--versions", "1", home=home)
     assert done["versions"] == rehearsed["versions"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--candidate-days", "-1"), ("--batch-days", "nan"), ("--report-days", "inf")]
+)
+def test_a_time_that_is_none_is_refused_in_one_line(home: Path, words: tuple[str, str]) -> None:
+    done = run("tidy", *words, home=home)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"acclimate: INVALID_SPEC: tidy.{words[0][2:].replace('-', '_')}: ")
+
+
+def test_a_setting_that_cannot_be_is_refused_in_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCLIMATE_BLOB_CACHE_GIB", "plenty")
+    done = run("tidy", "--rehearse", home=home)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("acclimate: INVALID_SPEC: ACCLIMATE_BLOB_CACHE_GIB: ")

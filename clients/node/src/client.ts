@@ -1,20 +1,33 @@
 /** The client: upload, adapt, watch, promote and predict, as typed calls. */
 
-import { Connection, STREAM_SECONDS, newRequestId, type Settings } from "./connection.js";
+import {
+  Connection,
+  LOAD_SECONDS,
+  Patience,
+  STREAM_SECONDS,
+  newRequestId,
+  paged,
+  type Settings,
+} from "./connection.js";
+import { DeadlineExceeded, Unavailable } from "./errors.js";
 import { Job } from "./job.js";
 import * as names from "./names.js";
+import { Questions } from "./questions.js";
 import { errorOf } from "./status.js";
 import {
+  AdaptationJob_State as State,
   AdaptationServiceClient,
   AdaptationSpec,
   CreateAdaptationJobRequest,
   Role,
   type Domain,
+  type LabeledBatch,
   type UploadBatchResponse_Acknowledgement as Acknowledgement,
 } from "./stubs/acclimate/v1/adaptation.js";
 import {
   InferenceServiceClient,
   PredictRequest,
+  type Drift,
   type PredictResponse,
   type PredictStreamResponse,
 } from "./stubs/acclimate/v1/inference.js";
@@ -23,6 +36,7 @@ import {
   RegistryServiceClient,
   SetAliasRequest,
   type Alias,
+  type Model,
   type ModelVersion,
   type RegisterModelResponse,
 } from "./stubs/acclimate/v1/registry.js";
@@ -51,6 +65,10 @@ export interface PredictOptions {
   probabilities?: boolean;
   logits?: boolean;
   embeddings?: boolean;
+  /** 1 goes before 2, and 2 before 3, while requests wait; left out: 2. */
+  priority?: number;
+  /** During a canary, equal keys are answered by the same version: a camera's id, say. */
+  routingKey?: string;
 }
 
 /**
@@ -96,6 +114,34 @@ export class Client {
     return this.connection.call(get, { name: names.domainName(name) });
   }
 
+  /** All domains, without their counts of images. */
+  domains(): AsyncGenerator<Domain> {
+    const list = this.adaptation.listDomains.bind(this.adaptation);
+    const page = (pageToken: string) => this.connection.call(list, { pageSize: 0, pageToken });
+    return paged(page, ({ domains }) => domains);
+  }
+
+  /** Delete a domain with its images; refused if a model or a job rests on it. */
+  async deleteDomain(name: string, reason = ""): Promise<void> {
+    const remove = this.adaptation.deleteDomain.bind(this.adaptation);
+    await this.connection.call(remove, { name: names.domainName(name), reason }, ONCE);
+  }
+
+  /** A domain's uploads. */
+  batches(domain: string): AsyncGenerator<LabeledBatch> {
+    const list = this.adaptation.listLabeledBatches.bind(this.adaptation);
+    const parent = names.domainName(domain);
+    const page = (pageToken: string) =>
+      this.connection.call(list, { parent, pageSize: 0, pageToken });
+    return paged(page, ({ batches }) => batches);
+  }
+
+  /** Take an upload back: the batch of this full name, if no job has learnt from it. */
+  async deleteBatch(name: string, reason = ""): Promise<void> {
+    const remove = this.adaptation.deleteLabeledBatch.bind(this.adaptation);
+    await this.connection.call(remove, { name, reason }, ONCE);
+  }
+
   /**
    * Upload labelled images as one batch, which jobs see once it is whole. Examples are read
    * as they are due. A broken connection is resumed; so is an upload that an earlier call
@@ -138,6 +184,32 @@ export class Client {
     });
   }
 
+  model(name: string): Promise<Model> {
+    const get = this.registry.getModel.bind(this.registry);
+    return this.connection.call(get, { name: names.modelName(name) });
+  }
+
+  models(): AsyncGenerator<Model> {
+    const list = this.registry.listModels.bind(this.registry);
+    const page = (pageToken: string) => this.connection.call(list, { pageSize: 0, pageToken });
+    return paged(page, ({ models }) => models);
+  }
+
+  /** Delete a model that never had a version. */
+  async deleteModel(name: string, reason = ""): Promise<void> {
+    const remove = this.registry.deleteModel.bind(this.registry);
+    await this.connection.call(remove, { name: names.modelName(name), reason }, ONCE);
+  }
+
+  /** A model's versions, the newest first. */
+  versions(model: string): AsyncGenerator<ModelVersion> {
+    const list = this.registry.listModelVersions.bind(this.registry);
+    const parent = names.modelName(model);
+    const page = (pageToken: string) =>
+      this.connection.call(list, { parent, pageSize: 0, pageToken });
+    return paged(page, ({ versions }) => versions);
+  }
+
   version(name: string): Promise<ModelVersion> {
     const get = this.registry.getModelVersion.bind(this.registry);
     return this.connection.call(get, { name: names.versionName(name) });
@@ -151,7 +223,31 @@ export class Client {
       version: names.versionName(version, model),
       reason,
     });
-    return this.connection.call(set, request);
+    return this.connection.call(set, request, { seconds: LOAD_SECONDS });
+  }
+
+  /** Point the alias back at where it pointed before. */
+  rollback(model: string, alias = "production", reason = ""): Promise<Alias> {
+    const back = this.registry.rollbackAlias.bind(this.registry);
+    const request = { name: names.aliasName(model, alias), reason };
+    return this.connection.call(back, request, { ...ONCE, seconds: LOAD_SECONDS });
+  }
+
+  async aliases(model: string): Promise<Alias[]> {
+    const list = this.registry.listAliases.bind(this.registry);
+    return (await this.connection.call(list, { parent: names.modelName(model) })).aliases;
+  }
+
+  /** Remove an alias; nothing is served under it any more. */
+  async deleteAlias(model: string, alias: string, reason = ""): Promise<void> {
+    const remove = this.registry.deleteAlias.bind(this.registry);
+    await this.connection.call(remove, { name: names.aliasName(model, alias), reason }, ONCE);
+  }
+
+  /** Delete a version that no alias, no job and no later version needs. */
+  async deleteVersion(name: string, reason = ""): Promise<void> {
+    const remove = this.registry.deleteModelVersion.bind(this.registry);
+    await this.connection.call(remove, { name: names.versionName(name), reason }, ONCE);
   }
 
   // ── adaptation ─────────────────────────────────────────────────────────────
@@ -176,6 +272,18 @@ export class Client {
     return new Job(this.connection, this.adaptation, found);
   }
 
+  /** All jobs, or those of one model, or in one state; the newest first. */
+  async *jobs(only: { model?: string; state?: State } = {}): AsyncGenerator<Job> {
+    const list = this.adaptation.listAdaptationJobs.bind(this.adaptation);
+    const model = only.model ? names.modelName(only.model) : "";
+    const state = only.state ?? State.STATE_UNSPECIFIED;
+    const page = (pageToken: string) =>
+      this.connection.call(list, { model, state, pageSize: 0, pageToken });
+    for await (const found of paged(page, ({ jobs }) => jobs)) {
+      yield new Job(this.connection, this.adaptation, found);
+    }
+  }
+
   // ── predictions ────────────────────────────────────────────────────────────
 
   /**
@@ -192,34 +300,65 @@ export class Client {
     return this.connection.call(predict, question(model, images, options));
   }
 
-  /** Predict on a stream of images: an answer or a refusal each, in their order. */
+  /** How far the images that came in lately lie from the domains that the model knows. */
+  drift(model: string): Promise<Drift> {
+    const get = this.inference.getDrift.bind(this.inference);
+    return this.connection.call(get, { model: names.servedName(model) }, { seconds: 120 });
+  }
+
+  /**
+   * Predict on a stream of images: an answer or a refusal each, in their order, for as long as
+   * the stream lasts. What a broken connection left without an answer is asked again.
+   */
   async *predictStream(
     model: string,
     images: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
     options: PredictOptions = {},
   ): AsyncGenerator<PredictStreamResponse> {
-    const deadline = Date.now() + STREAM_SECONDS * 1000;
-    const call = this.inference.predictStream(this.connection.metadata(), { deadline });
-    call.on("error", () => undefined); // the loop below throws it
-    const sending = (async () => {
-      for await (const image of images) {
-        if (call.destroyed) return;
-        if (!call.write(question(model, [image], options))) {
-          await new Promise((resolve) => call.once("drain", resolve).once("close", resolve));
-        }
-      }
-      call.end();
-    })();
-    sending.catch((error: Error) => call.destroy(error)); // of the caller's own iterable
+    const source = each(images, (image) => question(model, [image], options));
+    const questions = new Questions(source);
+    const patience = new Patience(this.connection.patience);
     try {
-      yield* call as AsyncIterable<PredictStreamResponse>;
-      await sending;
-    } catch (failure) {
-      throw errorOf(failure);
+      while (!questions.done) {
+        const deadline = Date.now() + STREAM_SECONDS * 1000;
+        const call = this.inference.predictStream(this.connection.metadata(), { deadline });
+        call.on("error", () => undefined); // the loop below throws it
+        try {
+          void questions.ask(call);
+          for await (const answer of call as AsyncIterable<PredictStreamResponse>) {
+            questions.answered();
+            patience.renew();
+            yield answer;
+          }
+          if (!questions.done) {
+            const reason = "STREAM_ENDED";
+            await patience.wait(new Unavailable("the stream ended early", { reason }));
+          }
+        } catch (failure) {
+          const error = errorOf(failure);
+          // Nothing was asked for so long.
+          if (error instanceof DeadlineExceeded && !questions.waiting) patience.renew();
+          if (questions.failure === undefined) await patience.wait(error);
+        } finally {
+          call.cancel();
+        }
+        if (questions.failure !== undefined) throw questions.failure;
+      }
     } finally {
-      call.cancel();
+      questions.stop();
+      void source.return(undefined);
     }
   }
+}
+
+/** For calls whose second time would be refused, or would act again. */
+const ONCE = { repeats: 0 };
+
+async function* each<From, To>(
+  items: Iterable<From> | AsyncIterable<From>,
+  change: (item: From) => To,
+): AsyncGenerator<To> {
+  for await (const item of items) yield change(item);
 }
 
 function question(model: string, images: readonly Uint8Array[], options: PredictOptions) {

@@ -20,6 +20,8 @@ import { errorOf, isTransient } from "./status.js";
 
 /** Seconds: the deadline of one resumable stream; the next one goes on from there. */
 export const STREAM_SECONDS = 300;
+/** Of a call that loads a version before it answers, as the service allows. */
+export const LOAD_SECONDS = 300;
 
 const MESSAGE_BYTES = 64 * 2 ** 20;
 const FIRST_DELAY = 0.1; // seconds
@@ -86,6 +88,9 @@ export class Connection {
       "grpc.max_receive_message_length": MESSAGE_BYTES,
       "grpc.initial_reconnect_backoff_ms": 100,
       "grpc.max_reconnect_backoff_ms": 2000,
+      // A server that froze, or a network that is gone, is noticed within half a minute.
+      "grpc.keepalive_time_ms": 20_000,
+      "grpc.keepalive_timeout_ms": 10_000,
     };
   }
 
@@ -96,13 +101,17 @@ export class Connection {
   }
 
   /**
-   * One unary call, repeated after transient errors. Every call of this client may be
-   * repeated: it reads, or it names a request id or the state to reach.
+   * One unary call, repeated after transient errors if it may be: it reads, or it names a
+   * request id or the state to reach.
    */
-  async call<Request, Answer>(method: Method<Request, Answer>, request: Request): Promise<Answer> {
-    const deadline = Date.now() + this.timeout * 1000;
+  async call<Request, Answer>(
+    method: Method<Request, Answer>,
+    request: Request,
+    { repeats: most = this.retries, seconds = this.timeout } = {},
+  ): Promise<Answer> {
+    const deadline = Date.now() + seconds * 1000;
     const delays = new Delays();
-    for (let repeats = this.retries; ; repeats -= 1) {
+    for (let repeats = most; ; repeats -= 1) {
       try {
         return await new Promise<Answer>((resolve, reject) => {
           method(request, this.metadata(), { deadline }, (error, answer) => {
@@ -119,6 +128,18 @@ export class Connection {
         await sleep(delay * 1000);
       }
     }
+  }
+}
+
+/** Everything on all pages of a listing, as the pages come. */
+export async function* paged<Page extends { nextPageToken: string }, Item>(
+  page: (pageToken: string) => Promise<Page>,
+  items: (page: Page) => readonly Item[],
+): AsyncGenerator<Item> {
+  for (let token: string | undefined; token !== ""; ) {
+    const found: Page = await page(token ?? "");
+    yield* items(found);
+    token = found.nextPageToken;
   }
 }
 

@@ -4,6 +4,7 @@ export type { Settings, TLS } from "./connection.js";
 export * from "./errors.js";
 export { examplesFromFolder, labelsOfFolder } from "./folders.js";
 export { Job, ended } from "./job.js";
+export { examplesFromSheet, labelsOfSheet } from "./sheets.js";
 export type { Example, UploadResult } from "./upload.js";
 export {
   AdaptationJob_Kind as JobKind,
@@ -20,9 +21,10 @@ export type {
   UploadBatchResponse_Acknowledgement as Acknowledgement,
 } from "./stubs/acclimate/v1/adaptation.js";
 export type {
+  Drift,
   PredictResponse,
   PredictStreamResponse,
   Prediction,
 } from "./stubs/acclimate/v1/inference.js";
 export { Decoding, WeightsSource_Kind as WeightsKind } from "./stubs/acclimate/v1/registry.js";
-export type { Alias, ModelVersion } from "./stubs/acclimate/v1/registry.js";
+export type { Alias, Model, ModelVersion } from "./stubs/acclimate/v1/registry.js";

@@ -10,6 +10,7 @@ import {
   CancelAdaptationJobRequest,
   type AdaptationJob,
   type AdaptationServiceClient,
+  type GetReportResponse,
   type JobEvent,
 } from "./stubs/acclimate/v1/adaptation.js";
 
@@ -63,7 +64,8 @@ export class Job {
    */
   async wait(seconds?: number): Promise<this> {
     const until = seconds === undefined ? Infinity : Date.now() + seconds * 1000;
-    while (!ended((await this.refresh()).state)) {
+    const patience = new Patience(this.connection.patience);
+    while (!(await this.hasEnded(patience))) {
       if (Date.now() + POLL_MS > until) {
         const message = `${this.name} is still running after ${seconds} s; it goes on`;
         throw new DeadlineExceeded(message, { reason: "WAIT_TIMEOUT" });
@@ -92,19 +94,44 @@ export class Job {
           after = event.sequence;
           yield event;
         }
-        await this.refresh();
-        return;
       } catch (failure) {
         const error = errorOf(failure);
-        if (error instanceof DeadlineExceeded) {
-          await this.refresh(); // a quiet job is no absent service: this call says which
-          patience.renew();
-        } else {
+        // A quiet job is no absent service: the call below says which.
+        if (!(error instanceof DeadlineExceeded)) {
           await patience.wait(error);
+          continue;
         }
       } finally {
         call.cancel(); // a caller that stops early leaves no stream behind
       }
+      // A draining server ends its streams as well, so the end alone is no proof.
+      if (await this.hasEnded(patience)) return;
     }
+  }
+
+  /** The job's report: one HTML page that opens offline, or the same as JSON. */
+  async report(format: "html" | "json" = "html"): Promise<Buffer> {
+    const deadline = Date.now() + this.connection.timeout * 1000;
+    const request = { name: this.name, format };
+    const call = this.stub.getReport(request, this.connection.metadata(), { deadline });
+    const chunks: Buffer[] = [];
+    try {
+      for await (const { chunk } of call as AsyncIterable<GetReportResponse>) chunks.push(chunk);
+    } catch (failure) {
+      throw errorOf(failure);
+    }
+    return Buffer.concat(chunks);
+  }
+
+  /** Whether it has, as far as the service can be asked now. */
+  private async hasEnded(patience: Patience): Promise<boolean> {
+    try {
+      await this.refresh();
+    } catch (error) {
+      await patience.wait(error);
+      return false;
+    }
+    patience.renew();
+    return ended(this.state);
   }
 }

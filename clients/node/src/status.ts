@@ -29,7 +29,12 @@ export function errorOf(failure: unknown): unknown {
   }
   // What grpc-js makes of a connection that broke under a call.
   const broken = failure.code === status.INTERNAL && /RST_STREAM|ECONNRESET/.test(failure.details);
-  const found = broken ? errors.Unavailable : (CLASSES.get(failure.code) ?? errors.ServiceFault);
+  let found = broken ? errors.Unavailable : (CLASSES.get(failure.code) ?? errors.ServiceFault);
+  // Of a message over the limit of either side, with the code of a full queue.
+  if (failure.code === status.RESOURCE_EXHAUSTED && /message larger than max/.test(failure.details)) {
+    found = errors.InvalidRequest;
+    facts.reason = "MESSAGE_TOO_LARGE";
+  }
   return new found(failure.details || facts.reason, facts);
 }
 

@@ -23,10 +23,13 @@ import {
   type UploadBatchResponse_Acknowledgement as Acknowledgement,
   type UploadBatchResponse_Opened as Opened,
 } from "./stubs/acclimate/v1/adaptation.js";
+import { write } from "./writing.js";
 
 const EMPTY_CHAIN = "0".repeat(64);
 const WINDOW_EXAMPLES = 256;
 const WINDOW_BYTES = 32 * 2 ** 20;
+/** Bytes of an image; the service takes 20 MiB, and no message over 64. */
+const LARGEST = 32 * 2 ** 20;
 
 /** One labelled image: an encoded JPEG, PNG or WebP file. */
 export interface Example {
@@ -125,6 +128,8 @@ export class Upload {
   private unanswered: Sent[] = [];
   private unansweredBytes = 0;
   private readonly rejected: Acknowledgement[] = [];
+  /** Bytes, by index, of what was sent as an empty file. */
+  private readonly tooLarge = new Map<number, number>();
 
   constructor(
     private readonly connection: Connection,
@@ -164,19 +169,20 @@ export class Upload {
     const inbox = new Inbox(call);
     const next = (): Promise<UploadBatchResponse["part"]> => inbox.next(this.connection.timeout);
     const { domain: parent, role, requestId } = this.draft;
-    await write(call, { $case: "open", open: { parent, role, requestId } });
+    await write(call, { part: { $case: "open", open: { parent, role, requestId } } });
     const first = await next();
     if (first?.$case === "committed") return first.committed;
     if (first?.$case !== "opened") throw outOfOrder("the batch was not opened first");
     await this.resume(first.opened);
-    for (const sent of this.unanswered) await write(call, sent.message.part);
+    for (const sent of this.unanswered) await write(call, sent.message);
     for (;;) {
       while (this.windowIsFull() || inbox.ready()) this.take(await next());
       const sent = await this.readNext();
       if (!sent) break;
-      await write(call, sent.message.part);
+      await write(call, sent.message);
     }
-    await write(call, { $case: "commit", commit: { count: this.read, chain: this.chainRead } });
+    const commit = { count: this.read, chain: this.chainRead };
+    await write(call, { part: { $case: "commit", commit } });
     for (;;) {
       const part = await next();
       if (part?.$case === "committed") return part.committed;
@@ -192,9 +198,15 @@ export class Upload {
   private async readNext(): Promise<Sent | undefined> {
     const { done, value } = await this.examples.next();
     if (done) return undefined;
-    this.chainRead = chainDigest(this.chainRead, value.image, value.label);
+    let image = Buffer.from(value.image.buffer, value.image.byteOffset, value.image.byteLength);
+    if (image.byteLength > LARGEST) {
+      // Its message would be refused by the connection, and with it the whole upload.
+      this.tooLarge.set(this.read, image.byteLength);
+      image = Buffer.alloc(0);
+    }
+    this.chainRead = chainDigest(this.chainRead, image, value.label);
     const example = {
-      image: Buffer.from(value.image.buffer, value.image.byteOffset, value.image.byteLength),
+      image,
       label: value.label,
       id: value.id ?? "",
       tags: [...(value.tags ?? [])],
@@ -204,7 +216,7 @@ export class Upload {
       message: UploadBatchRequest.create({
         part: { $case: "item", item: { index: this.read, example } },
       }),
-      size: value.image.byteLength,
+      size: image.byteLength,
       chain: this.chainRead,
     };
     this.read += 1;
@@ -248,21 +260,11 @@ export class Upload {
       throw outOfOrder(`example ${answer.index} was answered when ${this.answered} was due`);
     }
     this.settle();
+    const size = this.tooLarge.get(answer.index);
+    if (size) answer.message = `the file has ${size} bytes; at most 20 MiB are taken`;
     if (answer.outcome === Outcome.OUTCOME_REJECTED) this.rejected.push(answer);
     this.draft.onAcknowledgement?.(answer);
   }
-}
-
-/** Write, and wait where the transport asks for it, so that nothing piles up here. */
-async function write(call: Duplex, part: UploadBatchRequest["part"]): Promise<void> {
-  if (call.write({ part })) return;
-  await new Promise<void>((resolve) => {
-    const go = (): void => {
-      for (const event of ["drain", "error", "end", "close"]) call.off(event, go);
-      resolve(); // after an error, the next read throws it
-    };
-    for (const event of ["drain", "error", "end", "close"]) call.on(event, go);
-  });
 }
 
 async function* each(examples: UploadDraft["examples"]): AsyncGenerator<Example> {

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import {
   AlreadyExists,
   Client,
+  Conflict,
   Decoding,
   EventKind,
   InvalidRequest,
@@ -39,6 +40,12 @@ before(async () => {
 });
 
 after(() => client.close());
+
+async function all<Item>(items: AsyncIterable<Item>): Promise<Item[]> {
+  const found: Item[] = [];
+  for await (const item of items) found.push(item);
+  return found;
+}
 
 test("a token never leaves the machine in plain text", async () => {
   await assert.rejects(Client.open("192.0.2.1:50051", { token: "secret" }), RangeError);
@@ -86,6 +93,28 @@ test("an upload resumed with other examples is refused", async () => {
   await assert.rejects(first, /camera is gone/);
   const reversed = [...examples].reverse();
   await assert.rejects(client.upload("other", reversed, { role, requestId }), UploadMismatch);
+});
+
+test("what was uploaded and created by mistake is listed, and taken back", async () => {
+  await client.createDomain("mistake", ["a", "b"]);
+  const { batch } = await client.upload("mistake", [{ ...examples[0]!, label: "a" }]);
+  assert.deepEqual((await all(client.batches("mistake"))).map(({ name }) => name), [batch.name]);
+  await client.deleteBatch(batch.name, "the wrong camera");
+  assert.deepEqual(await all(client.batches("mistake")), []);
+  const known = async (): Promise<string[]> =>
+    (await all(client.domains())).map(({ name }) => name);
+  assert((await known()).includes("domains/mistake"));
+  await client.deleteDomain("mistake");
+  assert(!(await known()).includes("domains/mistake"));
+  await assert.rejects(client.deleteDomain("mistake"), NotFound);
+});
+
+test("an image too large to send costs only itself", async () => {
+  const large = { image: Buffer.alloc(65 * 2 ** 20), label: examples[0]!.label, id: "scan" };
+  const result = await client.upload("studio", [large, examples[1]!]);
+  assert.equal(result.accepted + result.duplicates, 1);
+  assert.deepEqual(result.rejected.map(({ id }) => id), ["scan"]);
+  assert.match(result.rejected[0]!.message, /68157440 bytes/);
 });
 
 test("refusals are told apart by class and reason", async () => {
@@ -147,4 +176,56 @@ test("a model is registered, bootstrapped under watch, promoted, and predicts", 
   const best = (part: PredictStreamResponse["part"]): string | undefined =>
     part?.$case === "response" ? part.response.predictions[0]?.classes[0]?.label : undefined;
   assert.equal(best(streamed[2]), answer.predictions[1]!.classes[0]!.label);
+});
+
+test("a stream of predictions whose connection breaks answers each image once", async () => {
+  const warned: Error[] = [];
+  process.on("warning", (warning) => warned.push(warning));
+  const many = Array.from({ length: 400 }, (_, index) => examples[index % 50]!.image);
+  const size = many.reduce((sum, image) => sum + image.byteLength, 0);
+  const wire = new FrayingWire(target, size / 3, 2);
+  const frayed = await Client.open(await wire.open());
+  try {
+    const answers = await all(frayed.predictStream("digits", many, { topK: 1, routingKey: "cam" }));
+    assert.equal(wire.cuts, 2);
+    const labels = answers.map(({ part }) =>
+      part?.$case === "response" ? part.response.predictions[0]?.classes[0]?.label : undefined,
+    );
+    const { predictions } = await client.predict("digits", many.slice(0, 50), { topK: 1 });
+    const expected = predictions.map(({ classes }) => classes[0]!.label);
+    assert.deepEqual(labels, many.map((_, index) => expected[index % 50]));
+    assert.deepEqual(warned, []);
+  } finally {
+    frayed.close();
+    wire.close();
+  }
+});
+
+test("what the caller's own images throw ends the stream with just that", async () => {
+  async function* broken(): AsyncGenerator<Uint8Array> {
+    yield examples[0]!.image;
+    throw new TypeError("the camera is gone");
+  }
+  const answers: PredictStreamResponse[] = [];
+  await assert.rejects(async () => {
+    for await (const answer of client.predictStream("digits", broken())) answers.push(answer);
+  }, /camera is gone/);
+  assert.equal(answers.length, 1);
+});
+
+test("models, versions, aliases and jobs are listed, and a report is fetched", async () => {
+  assert.deepEqual((await all(client.models())).map(({ name }) => name), ["models/digits"]);
+  const [version] = await all(client.versions("digits"));
+  const [alias] = await client.aliases("digits");
+  assert.equal(alias!.version, version!.name);
+  const [job] = await all(client.jobs({ model: "digits", state: JobState.STATE_SUCCEEDED }));
+  assert.equal(job!.version, version!.name);
+  assert.match((await job!.report()).toString(), /<html/);
+  assert.equal(typeof JSON.parse((await job!.report("json")).toString()), "object");
+  await assert.rejects(client.rollback("digits"), Conflict);
+  await assert.rejects(client.deleteVersion("digits/1"), Conflict);
+  await assert.rejects(client.deleteModel("digits"), Conflict);
+  await client.promote("digits", "1", "canary");
+  await client.deleteAlias("digits", "canary", "seen enough");
+  assert.equal((await client.aliases("digits")).length, 1);
 });

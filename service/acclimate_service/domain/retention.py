@@ -8,6 +8,8 @@ import pydantic
 
 from acclimate_service.domain.names import BatchName, JobName, VersionName
 
+LONGEST = 100_000  # days
+
 
 class RetentionPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What may go. None: kept for ever.
@@ -18,9 +20,9 @@ class RetentionPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     versions: int | None = pydantic.Field(default=20, ge=1)  # newest ones kept of each model
-    candidate_days: float | None = pydantic.Field(default=30, ge=0)  # refused, could be forced
-    report_days: float | None = pydantic.Field(default=None, ge=0)
-    batch_days: float | None = pydantic.Field(default=None, ge=0)
+    candidate_days: float | None = pydantic.Field(default=30, ge=0, le=LONGEST)  # to be forced
+    report_days: float | None = pydantic.Field(default=None, ge=0, le=LONGEST)
+    batch_days: float | None = pydantic.Field(default=None, ge=0, le=LONGEST)
 
 
 @dataclass(frozen=True, kw_only=True)

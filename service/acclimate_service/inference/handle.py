@@ -49,8 +49,13 @@ class Handle(Generic[T]):
         *,
         deadline: float | None = None,
         priority: int = ORDINARY,
+        counted: bool = True,
     ) -> Answer:
-        """Classify, and count it; see ``Batcher.submit`` for what is raised."""
+        """Classify, and count it, unless the server asks itself; see ``Batcher.submit``."""
+        if not counted:
+            return await self._batcher.submit(
+                self.classifier, images, outputs, deadline=deadline, priority=priority
+            )
         tally = self._held().tally
         started = time.perf_counter_ns()
         tally.began()

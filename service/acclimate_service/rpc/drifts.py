@@ -118,6 +118,7 @@ class Drifts:
                 Encoded(files=tuple(files), preprocessing=preprocessing),
                 (OUTPUT,),
                 priority=PATIENT,
+                counted=False,  # nobody asked for these
             )
             rows.append(answer.outputs[OUTPUT])
         return np.concatenate(rows[1:]) if len(rows) > 1 else rows[0]
