@@ -146,6 +146,27 @@ def test_every_domain_of_a_lineage_joins_the_guard_oldest_first(store: Store) ->
     assert [item.name for item in store.registry.lineage(third)] == [first, second, third]
 
 
+def test_the_first_version_is_the_source_s_standard_and_a_domain_s_the_last_made_for_it(
+    store: Store,
+) -> None:
+    first = make_version(store)
+    second = make_version(store, first)
+    third = make_version(store, second)
+    found = store.registry.standards(third)
+    assert {domain: version.name for domain, version in found.items()} == {
+        SOURCE: first,
+        TARGET: third,
+    }
+
+
+def test_what_a_forced_version_lost_is_accepted_and_it_is_the_new_standard(store: Store) -> None:
+    first = make_version(store)
+    forced = store.registry.force_version(rejected(store, first).name, who="ann", why="wanted")
+    later = make_version(store, forced.name)
+    found = store.registry.standards(later)
+    assert (found[SOURCE].name, found[TARGET].name) == (forced.name, later)
+
+
 def test_a_forced_version_says_who_and_why_and_leaves_the_verdict(store: Store) -> None:
     first = make_version(store)
     job = rejected(store, first)

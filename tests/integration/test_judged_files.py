@@ -6,7 +6,7 @@ The files are small and real: they answer with the colour that an image has most
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -67,8 +67,10 @@ class Court:
     name: ModelName
     incumbent: VersionName
 
-    def judge(self, content: bytes, *, digest: str | None = None) -> Verdict:
-        """What the guard says of a candidate's file."""
+    def judge(
+        self, content: bytes, *, digest: str | None = None, standard: VersionName | None = None
+    ) -> Verdict:
+        """What the guard says of a candidate's file; *standard* is the source's."""
         store = self.bench.store
         draft = JobDraft(
             kind=JobKind.ADAPT,
@@ -106,6 +108,9 @@ class Court:
             store.registry.get_version(self.incumbent),
             candidate,
             images,
+            standards={
+                DomainName("studio"): store.registry.get_version(standard or self.incumbent)
+            },
             screened=Screened(),
             threads=1,
         )
@@ -164,3 +169,20 @@ def test_an_incumbent_that_was_changed_on_the_disk_is_not_judged_beside(court: C
             court.judge(favouring(0.9, 1, 1))
     finally:
         file.write_bytes(honest)
+
+
+def test_what_the_versions_in_between_lost_is_weighed_too(court: Court) -> None:
+    """No worse than the incumbent, which itself has lost much since the first version."""
+    worn = favouring(0.3, 1, 1)
+    chain = replace(court, incumbent=version(court.bench.store, court.name, worn))
+    verdict = chain.judge(worn, standard=court.incumbent)
+    by_name = {check.name: check for check in verdict.checks}
+    assert by_name["source accuracy"].lost == 0
+    assert by_name["source creep"].lost > 10
+    assert by_name["source creep"].decision is Decision.REJECT
+    assert verdict.decision is Decision.REJECT
+
+
+def test_the_incumbent_is_not_weighed_twice(court: Court) -> None:
+    verdict = court.judge(favouring(0.9, 1, 1))
+    assert not [check for check in verdict.checks if check.name.endswith("creep")]

@@ -128,7 +128,14 @@ def test_naive_fine_tuning_is_rejected_for_forgetting(bench: Bench) -> None:
         story, network, found.labels, images.stock.train, like=found.artifacts.onnx
     )
     judged = judge_adapted(
-        story, claimed[0], version, candidate, images, screened=Screened(), threads=1
+        story,
+        claimed[0],
+        version,
+        candidate,
+        images,
+        standards=store.registry.standards(version.name),
+        screened=Screened(),
+        threads=1,
     )
     assert judged.verdict is not None
     assert judged.verdict.decision is Decision.REJECT

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from acclimate_service.domain.calibration import Calibration, Estimate
-from acclimate_service.domain.evidence import Bools, Evidence, Floats, Paired
+from acclimate_service.domain.evidence import Bools, Evidence, Floats, Paired, Since
 from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
@@ -95,6 +95,19 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
             + (f"; {more_images(needed, n)}" if undecided else "")
         ),
     )
+
+
+def creep(name: str, since: Since, allowed: Tolerance) -> Check:
+    """Whether many small drops have added up, by the version that set the standard.
+
+    Each version is weighed against the one before, and may lose what *allowed* allows; a
+    chain of them would lose without end ("bio-creep" in non-inferiority trials:
+    Everson-Stewart and Emerson, Statistics in Medicine 29 (2010), 2769-2780). All of them
+    together may lose one margin as observed, and two must be excluded.
+    """
+    over_all = replace(allowed, limit=allowed.margin, margin=min(2 * allowed.margin, 0.99))
+    found = accuracy(f"{name} since {since.version}", since.pairs, over_all)
+    return replace(found, name=f"{name} creep")
 
 
 def _unseen(name: str, allowed: Tolerance) -> Check:

@@ -68,6 +68,17 @@ class Paired:
         return _top_is(self.candidate, self.labels)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Since:
+    """A set beside an earlier version: what was lost of it since, over all in between.
+
+    In ``pairs`` that earlier version has the incumbent's place; ``version`` is its name.
+    """
+
+    version: str
+    pairs: Paired
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """What an exported file costs.
@@ -90,13 +101,15 @@ class Evidence:
     ``looks`` counts the candidates for the same target that were judged before, each on
     all of the sets. ``label_suspects`` and ``held_out_suspects`` are the shares
     of the target's train labels, and of its verify labels, that were screened as
-    suspect; ``earlier`` holds every domain accepted before; ``labels`` are the
-    candidate's class names, for messages.
+    suspect; ``earlier`` holds every domain accepted before; ``since`` those sets, the
+    source's too, whose standard is an older version than the incumbent; ``labels`` are
+    the candidate's class names, for messages.
     """
 
     source: Paired | None
     target: Paired | None
     earlier: tuple[Paired, ...] = ()
+    since: tuple[Since, ...] = ()
     looks: int = 0
     label_suspects: float = 0.0
     held_out_suspects: float = 0.0

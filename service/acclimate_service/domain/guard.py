@@ -7,6 +7,8 @@ number of verify images that would decide.
 * **Source**: the observed drop is at most ``source_drop_limit`` *and* a true drop
   of ``source_margin`` is excluded. Over the limit and not by chance: REJECT.
 * **Every domain accepted earlier**: the same, with its own limit and margin.
+* **Creep** on each of them: against the version that set the standard, which may be
+  many versions ago, a margin may be lost, and twice the margin is excluded.
 * **Target**: not worse as observed, and a drop of ``target_margin`` is excluded;
   or, where the goal is "better", a gain is shown. A variant of a version has none.
 * **Classes and slices** of every set: REJECT for a loss that stands after Holm's
@@ -78,6 +80,7 @@ def judge(policy: GuardPolicy, evidence: Evidence) -> Verdict:
             found += _beyond_accuracy(policy, role, pairs, confidence, evidence.labels)
             seen = measure(pairs, accuracy, allowed, confidence, evidence.labels)
             measured.append({"role": role, **seen})
+    found += _creep(policy, evidence)
     found += checks.labels(
         policy, train=evidence.label_suspects, held_out=evidence.held_out_suspects
     )
@@ -147,6 +150,18 @@ def _unsound(role: str, pairs: Paired | None) -> list[Check]:
     files = {f"{name} incumbent": pairs.incumbent, f"{name} candidate": pairs.candidate}
     found = [checks.sound_probabilities(file, answers) for file, answers in files.items()]
     return [check for check in found if check is not None]
+
+
+def _creep(policy: GuardPolicy, evidence: Evidence) -> list[Check]:
+    """The checks on what all versions since a standard lost together."""
+    found = []
+    for since in evidence.since:
+        of_source = evidence.source is not None and since.pairs.name == evidence.source.name
+        role = "source" if of_source else "earlier"
+        allowed = checks.tolerance(policy, role, evidence)
+        if len(since.pairs) and allowed.margin < 0.5:  # half of all: any loss was to be allowed
+            found.append(checks.creep(_title(role, since.pairs), since, allowed))
+    return found
 
 
 def _beyond_accuracy(

@@ -105,6 +105,10 @@ class Registry:
         """See :func:`~acclimate_service.store.versions.accepted_domains`."""
         return self._database.read(versions.accepted_domains, version)
 
+    def standards(self, version: VersionName) -> dict[DomainName, ModelVersion]:
+        """See :func:`~acclimate_service.store.versions.standards`."""
+        return self._database.read(versions.standards, version)
+
     # ── aliases ──────────────────────────────────────────────────────────────
 
     def set_alias(

@@ -230,13 +230,31 @@ def accepted_domains(tx: Transaction, name: VersionName) -> tuple[DomainName, ..
     Raises:
         VersionNotFound: there is none of this name.
     """
+    return tuple(standards(tx, name))
+
+
+def standards(tx: Transaction, name: VersionName) -> dict[DomainName, ModelVersion]:
+    """By which version of this lineage it shows how much of each domain was lost since.
+
+    The one that was last made for the domain; for a source, the first that knew it. What a
+    forced version lost, somebody accepted: it is the new standard for all that it knows.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+    """
     jobs = schema.jobs
-    domains: dict[str, None] = {}
-    for version in lineage(tx, name):
+    chain = lineage(tx, name)
+    found: dict[DomainName, ModelVersion] = {}
+    first = chain[0]
+    for version in chain:
         row = tx.row(sa.select(jobs.c.source, jobs.c.target).where(jobs.c.id == version.job.job))
-        if row is not None:
-            domains.update(dict.fromkeys(domain for domain in row if domain is not None))
-    return tuple(DomainName(domain) for domain in domains)
+        if row is not None and row.source is not None:
+            found.setdefault(DomainName(row.source), first)
+        if row is not None and row.target is not None:
+            found[DomainName(row.target)] = version
+        if version.origin is Origin.FORCED:
+            first, found = version, dict.fromkeys(found, version)
+    return found
 
 
 def _find(tx: Transaction, name: VersionName) -> sa.Row[Any]:

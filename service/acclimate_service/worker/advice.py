@@ -121,6 +121,12 @@ def _remedy(told: Told, check: CheckTold) -> str:
             "Training on {} made it worse. Look at the labels of its images first; then give more "
             "training images, or let less move (--strategy head)."
         )
+    if check.kind == "creep":
+        return (
+            "This version and those before it have together forgotten as much of {} as they may. "
+            "Adapt from an earlier one (--base), or show more of it again: upload images in the "
+            "role replay and raise --replay-per-class."
+        )
     if check.kind == "accuracy":
         return (
             "Too much of {} was forgotten. Show more of it again while training: upload images in "
@@ -251,7 +257,8 @@ def _forgot(told: Told) -> bool:
     if told.verdict is None or told.job.kind != "ADAPT":
         return False
     rejecting = _decided(told.verdict, Decision.REJECT)
-    return any(check.kind == "accuracy" and check.title != "target" for check in rejecting)
+    kinds = ("accuracy", "creep")
+    return any(check.kind in kinds and check.title != "target" for check in rejecting)
 
 
 def _about(told: Told, verdict: VerdictTold, decision: Decision) -> str:
@@ -277,6 +284,7 @@ def subject(told: Told, check: CheckTold) -> str:
         "latency": "speed of the file",
         "classes": f"classes of {domain}, the worst one",
         "slices": f"slices of {domain}, the worst one",
+        "creep": f"accuracy on {domain}, all versions together",
         "coverage": f"classes of {domain} without images",
     }.get(check.kind, f"{check.kind} on {domain}")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pydantic
 
-from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
+from acclimate_service.domain.evidence import Evidence, FileFacts, Paired, Since
 from acclimate_service.domain.guard import judge, judge_first
 from acclimate_service.domain.job import EventKind, Job, Phase
 from acclimate_service.domain.model import Manifest, ModelVersion
+from acclimate_service.domain.names import DomainName
 from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
@@ -87,10 +88,15 @@ def judge_adapted(
     candidate: Candidate,
     images: JobImages,
     *,
+    standards: Mapping[DomainName, ModelVersion],
     screened: Screened,
     threads: int,
 ) -> Judgement:
-    """Run both files on the same verify images and ask the guard."""
+    """Run both files on the same verify images and ask the guard.
+
+    ``standards`` are the versions by which it shows what was lost of each known domain
+    since: their files are run on that domain's images too.
+    """
     story.enter(Phase.JUDGING)
     old = incumbent.manifest
     onnx = story.store.blobs.get(old.artifacts.onnx)
@@ -118,6 +124,12 @@ def judge_adapted(
         source=None if source is None else source.paired(),
         target=target.paired(),
         earlier=tuple(c.paired() for c in known if c is not source),
+        since=_since(
+            story,
+            [c for c in (source, *known) if c is not None],
+            {str(domain): v for domain, v in standards.items() if v.name != incumbent.name},
+            execution=Execution.for_latency(threads),
+        ),
         looks=story.store.jobs.looks(draft.model, draft.target),
         label_suspects=screened.train.share,
         held_out_suspects=screened.verify.share,
@@ -192,6 +204,34 @@ def _compare(
         )
         compared.append(Compared(verify=verify, incumbent=before, candidate=after))
     return compared
+
+
+def _since(
+    story: Story,
+    sets: Sequence[Compared],
+    standards: Mapping[str, ModelVersion],
+    *,
+    execution: Execution,
+) -> tuple[Since, ...]:
+    """The candidate beside the older versions that are the standard of some *sets*."""
+    found, read = [], story.store.blobs.get
+    named = {compared.verify.name: compared for compared in sets}
+    for version in {v.name: v for name, v in standards.items() if name in named}.values():
+        old = version.manifest
+        classifier = _open(read(old.artifacts.onnx), old, execution)
+        for name, compared in named.items():
+            if name not in standards or standards[name].name != version.name:
+                continue
+            (answers,) = predict(
+                [classifier],
+                compared.verify,
+                read=read,
+                preprocessing=old.preprocessing,
+                step=story.step,
+            )
+            pairs = replace(compared, incumbent=answers).paired()
+            found.append(Since(version=str(version.name), pairs=pairs))
+    return tuple(found)
 
 
 def _milliseconds(

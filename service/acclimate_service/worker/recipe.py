@@ -144,6 +144,7 @@ def adapt_job(desk: Desk) -> Result:
         incumbent,
         candidate,
         images,
+        standards=desk.store.registry.standards(incumbent.name),
         screened=screen.found,
         threads=desk.threads,
     )

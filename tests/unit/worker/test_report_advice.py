@@ -8,7 +8,7 @@ import pytest
 from tests.unit.worker.reports import Document, Scene, adapted, bootstrapped, registered
 
 from acclimate_service.domain.job import JobSpec
-from acclimate_service.worker.advice import headline, steps
+from acclimate_service.worker.advice import headline, steps, subject
 from acclimate_service.worker.printable import printable
 from acclimate_service.worker.told import Spec, Told
 
@@ -87,6 +87,19 @@ def test_a_number_of_images_that_nobody_has_is_not_asked_for() -> None:
     assert "Only 25,376 verify images would decide ECE on webcam" in texts(told)
     assert "Train for fewer --epochs" in texts(told)
     assert not any("upload" in command for command in commands(told))
+
+
+def test_what_a_chain_forgot_is_answered_with_an_earlier_version() -> None:
+    told = with_check(adapted(ACCEPTED), "source NLL", decision="REJECT")
+    for check in told["verdict"]["checks"]:
+        check["name"] = check["name"].replace("source NLL", "source creep")
+    assert "have together forgotten as much of amazon as they may" in texts(told)
+    assert "--base" in texts(told)
+    assert commands(told)[0] == "acclimate adapt shop webcam --replay-per-class 40"
+    assert "accuracy on amazon, all versions together" in [
+        subject(Told.model_validate(told), check)
+        for check in Told.model_validate(told).verdict.checks  # type: ignore[union-attr]
+    ]
 
 
 def test_forgetting_is_answered_with_more_replay() -> None:
