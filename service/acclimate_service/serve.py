@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -55,7 +54,7 @@ def main() -> None:
     store is out of reach, which may pass. The log explains either.
     """
     streams.forgive()
-    log_json_lines()
+    streams.log_json_lines()
     # Hand-overs between the event loop and the session threads are many and short;
     # measured, the default of 5 ms holds every tenth answer up.
     sys.setswitchinterval(0.0005)
@@ -289,21 +288,6 @@ def _metrics(
         tls=None if tls is None else tls.context,
     ):
         yield
-
-
-def log_json_lines() -> None:
-    """Log to the standard error stream: a JSON object a line, with the request's ids."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

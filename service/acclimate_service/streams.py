@@ -6,9 +6,12 @@ cannot be told then must not end a server that answers, or a worker that trains.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
+
+import structlog
 
 
 class Forgiving:
@@ -46,3 +49,18 @@ def forgive() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, Forgiving):
             setattr(sys, name, Forgiving(stream))
+
+
+def log_json_lines() -> None:
+    """Log to the standard error stream: a JSON object a line, with the ids of what it is about."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

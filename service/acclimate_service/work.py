@@ -1,4 +1,4 @@
-"""The ``work`` process: one worker for one device."""
+"""The ``work`` process: one worker for one device. Logs are JSON lines, as those of ``serve``."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def main() -> None:
     that is not there), so that starting again would not help; 1 if the store is out of reach.
     """
     streams.forgive()
+    streams.log_json_lines()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

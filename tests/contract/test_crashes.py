@@ -202,7 +202,7 @@ def test_of_racing_promotions_from_one_version_one_wins(opener: Opener) -> None:
     ]
     winner = others[answers.index(None)]
     assert stores[0].registry.get_alias(PRODUCTION).version == winner
-    assert len(stores[0].registry.aliases_changed_since(0)) == 2
+    assert len(stores[0].registry.alias_history(PRODUCTION)) == 2
 
 
 def test_of_one_picture_held_out_and_trained_on_at_once_one_is_refused(opener: Opener) -> None:

@@ -256,14 +256,22 @@ def test_every_move_is_recorded_and_a_replica_hears_of_it_once(store: Store) -> 
     first = make_version(store)
     second = make_version(store, first)
     store.registry.set_alias(PRODUCTION, first, who="ada", why="start")
-    seen = store.registry.aliases_changed_since(0)
-    assert [(move.version, move.who, move.why) for move in seen] == [(first, "ada", "start")]
+    moved, seen = store.registry.aliases_moved(None)
+    assert moved == [PRODUCTION]
     store.registry.set_alias(PRODUCTION, first, who="ada", why="again")  # moves nothing
+    assert store.registry.aliases_moved(seen) == ([], seen)
     store.registry.set_alias(PRODUCTION, second, who="bob", why="better")
     store.registry.delete_alias(PRODUCTION, who="eve", why="closed")
-    later = store.registry.aliases_changed_since(seen[-1].number)
-    assert [(move.version, move.who) for move in later] == [(second, "bob"), (None, "eve")]
-    assert store.registry.alias_history(PRODUCTION) == [*later[::-1], *seen]
+    moved, last = store.registry.aliases_moved(seen)
+    assert moved == [PRODUCTION]
+    assert store.registry.aliases_moved(last) == ([], last)
+    assert store.registry.aliases_moved(None) == ([], last)  # what is gone need not be heard of
+    told = store.registry.alias_history(PRODUCTION)
+    assert [(move.version, move.who, move.why) for move in told] == [
+        (None, "eve", "closed"),
+        (second, "bob", "better"),
+        (first, "ada", "start"),
+    ]
     with pytest.raises(AliasNotFound):
         store.registry.delete_alias(PRODUCTION)
     assert store.registry.set_alias(PRODUCTION, second).previous is None

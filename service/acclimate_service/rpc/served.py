@@ -76,7 +76,7 @@ class Served:
         self._health = health
         self._metrics = metrics
         self._locks = Locks()  # order a model's moves, so that a slow one overtakes no later one
-        self._marker = 0  # the number of the last move in the store that was looked at
+        self._marker: int | None = None  # the last move in the store that was looked at
         self._started = False  # whether every alias was tried once
         self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
@@ -285,14 +285,11 @@ class Served:
         """
         if not self._started:
             self._eager_until = time.monotonic() + EAGER_SECONDS
-        moves = await self._lane.run(self._store.registry.aliases_changed_since, self._marker)
+        moved, last = await self._lane.run(self._store.registry.aliases_moved, self._marker)
         due = sorted(alias for alias, at in self._behind.items() if at <= time.monotonic())
-        moved = dict.fromkeys((*(move.alias for move in moves), *due))
-        for alias in sorted(moved, key=lambda alias: alias.alias != PRODUCTION):
+        for alias in sorted({*moved, *due}, key=lambda a: (a.alias != PRODUCTION, a)):
             await self._follow(alias)
-        self._started = True
-        if moves:
-            self._marker = moves[-1].number
+        self._started, self._marker = True, last
         await self.trials.catch_up()
 
     async def _follow(self, alias: AliasName) -> None:

@@ -141,11 +141,18 @@ def history(tx: Transaction, name: AliasName, limit: int) -> list[AliasMove]:
     ]
 
 
-def moved_since(tx: Transaction, number: int) -> list[AliasMove]:
-    """All moves beyond *number*, in the order they were committed."""
-    table = schema.alias_moves
-    query = sa.select(table).where(table.c.number > number).order_by(table.c.number)
-    return [_move_of(row) for row in tx.rows(query)]
+def moved(tx: Transaction, since: int | None) -> tuple[list[AliasName], int]:
+    """The aliases that moved beyond number *since*, and the number of the last move of all.
+
+    With None, all that there are: whoever begins need not read through what once was.
+    """
+    now, moves = schema.aliases, schema.alias_moves
+    if since is None:
+        query = sa.select(now.c.model, now.c.id)
+    else:
+        query = sa.select(moves.c.model, moves.c.alias).where(moves.c.number > since).distinct()
+    last: int = tx.scalar(sa.select(sa.func.coalesce(sa.func.max(moves.c.number), 0)))
+    return sorted(AliasName(model, alias) for model, alias in tx.rows(query)), last
 
 
 def find(tx: Transaction, name: AliasName) -> sa.Row[Any] | None:

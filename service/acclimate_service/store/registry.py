@@ -145,12 +145,12 @@ class Registry:
         """See :func:`~acclimate_service.store.aliases.history`."""
         return self._database.read(aliases.history, alias, limit)
 
-    def aliases_changed_since(self, marker: int) -> list[AliasMove]:
-        """See :func:`~acclimate_service.store.aliases.moved_since`.
+    def aliases_moved(self, since: int | None) -> tuple[list[AliasName], int]:
+        """See :func:`~acclimate_service.store.aliases.moved`.
 
-        A replica begins with 0, and goes on from the ``number`` of the last move it saw.
+        A replica begins with None, and goes on from the number that it was given last.
         """
-        return self._database.read(aliases.moved_since, marker)
+        return self._database.read(aliases.moved, since)
 
 
 def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:

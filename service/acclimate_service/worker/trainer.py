@@ -150,9 +150,18 @@ class ChildTrainer:
         assert self._child.stderr is not None
         for line in self._child.stderr:
             text = line.decode(errors="replace").rstrip()
-            self._printed.append(text)
+            self._printed.append(_said(text))
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+def _said(line: str) -> str:
+    """A printed line as people are told it: of a line of the log, what happened."""
+    with contextlib.suppress(ValueError):
+        told = json.loads(line)
+        if isinstance(told, dict) and "event" in told:
+            return str(told["event"])
+    return line
 
 
 def main() -> None:
@@ -162,6 +171,7 @@ def main() -> None:
     signs = os.dup(1)  # standard output carries signs of life and nothing else
     os.dup2(2, 1)
     streams.forgive()
+    streams.log_json_lines()
     workplace = Workplace.model_validate_json(sys.stdin.readline())
 
     # torch comes in here, while the parent waits for a job to claim.

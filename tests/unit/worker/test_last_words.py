@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -64,3 +67,28 @@ def test_of_an_absent_store_nothing_else_is_told(
     said = 'connection to server at "10.1.2.3" failed for user "ada"\n'
     told = last_words(monkeypatch, tmp_path, said=said, status=os.EX_TEMPFAIL)
     assert told == "the store was out of reach"
+
+
+def test_of_the_log_s_lines_what_happened_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = (
+        '{"phase": "TUNING", "event": "epoch 3 of 8", "level": "info"}\n[1, 2]\n{"no": "event"}\n'
+    )
+    told = last_words(monkeypatch, tmp_path, said=said, status=1)
+    assert told == 'exit status 1; epoch 3 of 8; [1, 2]; {"no": "event"}'
+
+
+def test_a_worker_s_log_is_json_lines_to_its_end(tmp_path: Path) -> None:
+    nobody = "postgresql+psycopg://ada@127.0.0.1:1/absent"
+    done = subprocess.run(
+        [sys.executable, "-m", "acclimate_service.work"],
+        env=os.environ | {"ACCLIMATE_HOME": str(tmp_path), "ACCLIMATE_DATABASE_URL": nobody},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (lines[-1]["event"], lines[-1]["reason"]) == ("cannot work", "STORE_UNAVAILABLE")
