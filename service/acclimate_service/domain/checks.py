@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from acclimate_service.domain.calibration import Calibration, Estimate
-from acclimate_service.domain.evidence import Bools, Evidence, Floats, Paired, Since
+from acclimate_service.domain.evidence import Evidence, Floats, Ints, Paired, Since
 from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
@@ -130,17 +130,17 @@ def _unseen(name: str, allowed: Tolerance) -> Check:
 
 
 def classes(
-    name: str, pairs: Paired, masks: Mapping[str, Bools], *, limit: float, level: float
+    name: str, pairs: Paired, parts: Mapping[str, Ints], *, limit: float, level: float
 ) -> Check:
     """Whether any class is harmed while the set is not."""
-    return _parts(f"{name} classes", groups(pairs, masks, level), len(pairs), limit, level)
+    return _parts(f"{name} classes", groups(pairs, parts, level), len(pairs), limit, level)
 
 
 def slices(
-    name: str, pairs: Paired, masks: Mapping[str, Bools], *, limit: float, level: float
+    name: str, pairs: Paired, parts: Mapping[str, Ints], *, limit: float, level: float
 ) -> Check:
     """Whether any slice (camera, shift, light) is harmed while the set is not."""
-    return _parts(f"{name} slices", groups(pairs, masks, level), len(pairs), limit, level)
+    return _parts(f"{name} slices", groups(pairs, parts, level), len(pairs), limit, level)
 
 
 def _parts(name: str, found: tuple[Group, ...], n: int, limit: float, level: float) -> Check:

@@ -23,7 +23,7 @@ class Paired:
     ``labels`` [N] are true classes, ``incumbent`` [N, C0] and ``candidate``
     [N, C1] probabilities; C1 >= C0, for label spaces may be extended at the end.
     An incumbent is simply wrong on an image of a class it does not know.
-    ``slices`` maps a tag to a mask [N].
+    ``slices`` maps a tag to the places of the images that carry it, each once.
 
     Raises:
         InvalidSpec: the arrays do not fit each other.
@@ -33,7 +33,7 @@ class Paired:
     labels: Ints
     incumbent: Floats
     candidate: Floats
-    slices: Mapping[str, Bools] = field(default_factory=dict)
+    slices: Mapping[str, Ints] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -50,9 +50,11 @@ class Paired:
             raise InvalidSpec(f"{self.name}: the candidate must know every class of the incumbent")
         if n and not 0 <= self.labels.min() <= self.labels.max() < self.candidate.shape[1]:
             raise InvalidSpec(f"{self.name}: a label is outside the candidate's classes")
-        for tag, mask in self.slices.items():
-            if mask.shape != (n,) or mask.dtype != np.bool_:
-                raise InvalidSpec(f"{self.name}: the mask of slice {tag!r} must be bool [{n}]")
+        for tag, places in self.slices.items():
+            if places.ndim != 1 or not np.issubdtype(places.dtype, np.integer):
+                raise InvalidSpec(f"{self.name}: slice {tag!r} must be a vector of places")
+            if len(places) and not 0 <= places.min() <= places.max() < n:
+                raise InvalidSpec(f"{self.name}: slice {tag!r} has an image that is not there")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pydantic
 
-from acclimate_service.domain.evidence import Bools, Paired
+from acclimate_service.domain.evidence import Ints, Paired
 from acclimate_service.domain.statistics import holm, mcnemar
 from acclimate_service.domain.verdict import Decision
 
@@ -66,17 +67,22 @@ class Group:
         }
 
 
-def class_masks(pairs: Paired, names: tuple[str, ...]) -> dict[str, Bools]:
-    """A mask for each class that has images, by its name, else by its index."""
+def classes_of(pairs: Paired, names: tuple[str, ...]) -> dict[str, Ints]:
+    """The places of each class's images, by its name, else by its index; none without any."""
+    order = np.argsort(pairs.labels, kind="stable")
+    found, starts = np.unique(pairs.labels[order], return_index=True)
+    parts = np.split(order, starts[1:]) if len(found) else []
     return {
-        names[index] if index < len(names) else f"#{index}": pairs.labels == index
-        for index in range(pairs.candidate.shape[1])
-        if (pairs.labels == index).any()
+        names[index] if index < len(names) else f"#{index}": places
+        for index, places in zip(found.tolist(), parts, strict=True)
     }
 
 
-def groups(pairs: Paired, masks: Mapping[str, Bools], level: float) -> tuple[Group, ...]:
+def groups(pairs: Paired, parts: Mapping[str, Ints], level: float) -> tuple[Group, ...]:
     """The outcome on each group that has images, with p-values adjusted over the family.
+
+    *parts* are places, not masks: with a tag for every tenth image, masks would be a
+    square of the images.
 
     A group belongs to the family if losing all that the incumbent had right would
     be significant on its own, which the candidate has no say in (after Tarone,
@@ -84,13 +90,13 @@ def groups(pairs: Paired, masks: Mapping[str, Bools], level: float) -> tuple[Gro
     """
     before, after = pairs.before, pairs.after
     rows = []
-    for name, mask in masks.items():
-        if not mask.any():
+    for name, places in parts.items():
+        if not len(places):
             continue
-        right = int((before & mask).sum())
-        lost, gained = int((before & ~after & mask).sum()), int((~before & after & mask).sum())
+        was, now = before[places], after[places]
+        right, lost, gained = int(was.sum()), int((was & ~now).sum()), int((~was & now).sum())
         judged = 0.5**right <= level
-        rows.append((name, int(mask.sum()), right, lost, gained, mcnemar(lost, gained), judged))
+        rows.append((name, len(places), right, lost, gained, mcnemar(lost, gained), judged))
     adjusted = iter(holm([row[5] for row in rows if row[6]]))
     return tuple(
         Group(

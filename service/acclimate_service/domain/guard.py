@@ -40,7 +40,7 @@ from acclimate_service.domain.calibration import (
 )
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.evidence import Evidence, FileFacts, Floats, Ints, Paired
-from acclimate_service.domain.groups import class_masks
+from acclimate_service.domain.groups import classes_of
 from acclimate_service.domain.measure import Json, measure, share
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import wilson
@@ -130,8 +130,8 @@ def judge_first(
         "ece": expected_calibration_error(probabilities, labels),
         "nll": float(losses(probabilities, labels).mean()) if n else None,
         "classes": [
-            {"name": name, "n": int(mask.sum()), "right": int((pairs.after & mask).sum())}
-            for name, mask in class_masks(pairs, names).items()
+            {"name": name, "n": len(places), "right": int(pairs.after[places].sum())}
+            for name, places in classes_of(pairs, names).items()
         ],
     }
     return _conclude(policy, found, 0, measurements)
@@ -173,7 +173,7 @@ def _beyond_accuracy(
 ) -> list[Check]:
     """The checks on classes, slices, coverage and calibration of one set."""
     name, level = _title(role, pairs), policy.level
-    classes, slices = class_masks(pairs, labels), pairs.slices
+    classes, slices = classes_of(pairs, labels), pairs.slices
     found = [checks.classes(name, pairs, classes, limit=policy.class_drop_limit, level=level)]
     if slices:
         found.append(checks.slices(name, pairs, slices, limit=policy.slice_drop_limit, level=level))

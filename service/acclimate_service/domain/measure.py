@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pydantic
 
 from acclimate_service.domain.calibration import Calibration, Estimate
 from acclimate_service.domain.evidence import Paired
-from acclimate_service.domain.groups import class_masks, groups
+from acclimate_service.domain.groups import Group, classes_of, groups
 from acclimate_service.domain.statistics import mcnemar, wilson
 from acclimate_service.domain.tolerance import Tolerance
 from acclimate_service.domain.verdict import Check
 
 Json = dict[str, pydantic.JsonValue]
+
+SLICES_MOST = 500  # rows of a set; a manifest holds them, and every server reads it
 
 
 def share(successes: int, n: int) -> Json:
@@ -50,11 +54,21 @@ def measure(
         "gained": check.gained,
         "mcnemar_p": mcnemar(check.lost, check.gained),
         "classes": [
-            group.to_json() for group in groups(pairs, class_masks(pairs, names), allowed.level)
+            group.to_json() for group in groups(pairs, classes_of(pairs, names), allowed.level)
         ],
-        "slices": [group.to_json() for group in groups(pairs, pairs.slices, allowed.level)],
+        "slices": _telling(groups(pairs, pairs.slices, allowed.level)),
+        "slices_in_all": len(pairs.slices),
         "calibration": None if confidence is None else calibration_json(confidence),
     }
+
+
+def _telling(found: Sequence[Group]) -> list[pydantic.JsonValue]:
+    """The rows of all groups; of more than ``SLICES_MOST`` those that changed most."""
+    if len(found) > SLICES_MOST:
+        changed = sorted(found, key=lambda group: (-group.lost - group.gained, -group.n))
+        kept = {group.name for group in changed[:SLICES_MOST]}
+        found = [group for group in found if group.name in kept]
+    return [group.to_json() for group in found]
 
 
 def calibration_json(found: Calibration) -> Json:

@@ -37,10 +37,17 @@ class VerifySet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def slices(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Which images carry each tag: tag -> bool [N]."""
-        tags = sorted({tag for example in self.examples for tag in example.tags})
-        return {tag: np.array([tag in example.tags for example in self.examples]) for tag in tags}
+    def slices(self) -> dict[str, npt.NDArray[np.int64]]:
+        """The places of the images that carry each tag, if there are several.
+
+        What one image alone carries (the number of a frame) names no slice, and shows no harm.
+        """
+        places: dict[str, list[int]] = {}
+        for place, example in enumerate(self.examples):
+            for tag in example.tags:
+                places.setdefault(tag, []).append(place)
+        several = sorted(tag for tag, found in places.items() if len(found) > 1)
+        return {tag: np.array(places[tag], np.int64) for tag in several}
 
 
 def predict(

@@ -26,7 +26,7 @@ def paired(
     classes: int = 10,
     name: str = "domains/amazon",
     confidence: float = 0.9,
-    slices: Mapping[str, Bools] | None = None,
+    slices: Mapping[str, Ints] | None = None,
 ) -> Paired:
     """*n* images, spread over classes; which are lost or gained is shuffled by a fixed seed."""
     labels = np.arange(n) % classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.domain.outcomes import answers, by_class, paired
 
 from acclimate_service.domain.errors import InvalidSpec
+from acclimate_service.domain.groups import groups
 from acclimate_service.domain.guard import (
     Check,
     Decision,
@@ -24,6 +26,7 @@ from acclimate_service.domain.guard import (
     judge,
     judge_first,
 )
+from acclimate_service.domain.measure import SLICES_MOST
 
 BALANCED = GuardPolicy()
 GOOD_SOURCE = paired(300, 0, 0)
@@ -196,12 +199,12 @@ def test_a_new_class_counts_as_gained_and_must_have_target_images() -> None:
 def with_slices(pairs: Paired, hurt: int) -> Paired:
     """The candidate's answers with the first *hurt* images right before made wrong: camera 3."""
     index = np.flatnonzero(pairs.before)[:60]
-    camera = np.zeros(len(pairs), dtype=np.bool_)
-    camera[index] = True
     candidate = pairs.candidate.copy()
     candidate[index[:hurt]] = np.roll(candidate[index[:hurt]], 1, axis=1)
     return dataclasses.replace(
-        pairs, candidate=candidate, slices={"camera=3": camera, "camera=4": ~camera}
+        pairs,
+        candidate=candidate,
+        slices={"camera=3": index, "camera=4": np.setdiff1d(np.arange(len(pairs)), index)},
     )
 
 
@@ -367,6 +370,27 @@ def test_a_first_version_without_images_of_a_class_or_with_nan_is_not_accepted()
     assert judge_first(BALANCED, labels=labels, probabilities=blind).decision is Decision.REJECT
 
 
+def test_a_tag_for_every_few_images_costs_no_square_of_them() -> None:
+    """Masks of 4,000 slices over 12,000 images, and a row for each, would be 48 MB and 1 MB."""
+    pairs = paired(12_000, 40, 40)
+    every = np.arange(len(pairs))
+    tracemalloc.start()
+    try:
+        slices = {f"burst={n}": every[3 * n : 3 * n + 3] for n in range(4000)}
+        source = dataclasses.replace(pairs, slices=slices)
+        assert len(groups(source, slices, BALANCED.level)) == 4000
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 12_000 * 4000 / 4
+    verdict = judge(BALANCED, Evidence(source=source, target=GOOD_TARGET))
+    measured = verdict.measurements["sets"][0]  # type: ignore[index]
+    assert measured["slices_in_all"] == 4000  # type: ignore[index,call-overload]
+    rows: Any = measured["slices"]  # type: ignore[index,call-overload]
+    assert len(rows) == SLICES_MOST
+    assert sum(row["lost"] + row["gained"] for row in rows) == 80
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -376,8 +400,10 @@ def test_a_first_version_without_images_of_a_class_or_with_nan_is_not_accepted()
         {"labels": np.full(10, -1)},
         {"candidate": np.full((10, 2), 0.5)},
         {"incumbent": np.full(10, 0.5)},
-        {"slices": {"camera=3": np.ones(9, dtype=bool)}},
-        {"slices": {"camera=3": np.ones(10)}},
+        {"slices": {"camera=3": np.ones(10, dtype=bool)}},
+        {"slices": {"camera=3": np.ones(3)}},
+        {"slices": {"camera=3": np.array([0, 10])}},
+        {"slices": {"camera=3": np.array([-1, 3])}},
     ],
 )
 def test_outcomes_that_are_not_paired_are_refused(wrong: dict[str, object]) -> None:

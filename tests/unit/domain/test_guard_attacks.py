@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.unit.domain.outcomes import by_class, paired
 
-from acclimate_service.domain.groups import class_masks, groups, weigh
+from acclimate_service.domain.groups import classes_of, groups, weigh
 from acclimate_service.domain.guard import Decision, Evidence, GuardPolicy, Verdict, judge
 from acclimate_service.domain.statistics import mcnemar
 
@@ -118,7 +118,7 @@ def test_chance_losses_rarely_look_like_a_harmed_class(
             strict=True,
         )
         pairs = by_class([(images, int(r), int(b), int(c)) for r, b, c in outcomes])
-        found = groups(pairs, class_masks(pairs, ()), BALANCED.level)
+        found = groups(pairs, classes_of(pairs, ()), BALANCED.level)
         decisions = {weigh(g, limit=0.05, level=BALANCED.level) for g in found}
         held_up += decisions != {Decision.ACCEPT}
     assert held_up <= 10
