@@ -108,9 +108,7 @@ class Court:
             store.registry.get_version(self.incumbent),
             candidate,
             images,
-            standards={
-                DomainName("studio"): store.registry.get_version(standard or self.incumbent)
-            },
+            standards={DomainName("studio"): standard or self.incumbent},
             screened=Screened(),
             threads=1,
         )

@@ -97,15 +97,11 @@ class Registry:
         """See :func:`~acclimate_service.store.versions.delete`."""
         self._database.write(versions.delete, name)
 
-    def lineage(self, version: VersionName) -> tuple[ModelVersion, ...]:
-        """See :func:`~acclimate_service.store.versions.lineage`."""
-        return self._database.read(versions.lineage, version)
-
     def accepted_domains(self, version: VersionName) -> tuple[DomainName, ...]:
         """See :func:`~acclimate_service.store.versions.accepted_domains`."""
         return self._database.read(versions.accepted_domains, version)
 
-    def standards(self, version: VersionName) -> dict[DomainName, ModelVersion]:
+    def standards(self, version: VersionName) -> dict[DomainName, VersionName]:
         """See :func:`~acclimate_service.store.versions.standards`."""
         return self._database.read(versions.standards, version)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,22 +210,13 @@ def delete(tx: Transaction, name: VersionName) -> None:
     audit.note(tx, "DeleteModelVersion", name)
 
 
-def lineage(tx: Transaction, name: VersionName) -> tuple[ModelVersion, ...]:
-    """The version and all it descends from, the oldest first.
-
-    Raises:
-        VersionNotFound: there is none of this name.
-    """
-    chain = [get(tx, name)]
-    while (parent := chain[-1].parent) is not None:
-        chain.append(get(tx, parent))
-    return tuple(reversed(chain))
-
-
 def accepted_domains(tx: Transaction, name: VersionName) -> tuple[DomainName, ...]:
     """Every domain that a version of this lineage was made for, the oldest first.
 
     A forced version counts: somebody with the right to do so accepted its domain.
+
+    In one query and without the manifests, each of which tells of every domain: those of a
+    thousand versions took 79 s and 3.7 GiB to read.
 
     Raises:
         VersionNotFound: there is none of this name.
@@ -233,27 +224,54 @@ def accepted_domains(tx: Transaction, name: VersionName) -> tuple[DomainName, ..
     return tuple(standards(tx, name))
 
 
-def standards(tx: Transaction, name: VersionName) -> dict[DomainName, ModelVersion]:
+def standards(tx: Transaction, name: VersionName) -> dict[DomainName, VersionName]:
     """By which version of this lineage it shows how much of each domain was lost since.
 
     The one that was last made for the domain; for a source, the first that knew it. What a
     forced version lost, somebody accepted: it is the new standard for all that it knows.
 
+    In one query and without the manifests, each of which tells of every domain: those of a
+    thousand versions took 79 s and 3.7 GiB to read.
+
     Raises:
         VersionNotFound: there is none of this name.
     """
-    jobs = schema.jobs
-    chain = lineage(tx, name)
-    found: dict[DomainName, ModelVersion] = {}
-    first = chain[0]
-    for version in chain:
-        row = tx.row(sa.select(jobs.c.source, jobs.c.target).where(jobs.c.id == version.job.job))
-        if row is not None and row.source is not None:
+    chain = _descent(tx, name)
+    found: dict[DomainName, VersionName] = {}
+    first = VersionName(name.model, chain[0].id)
+    for row in chain:
+        version = VersionName(name.model, row.id)
+        if row.source is not None:
             found.setdefault(DomainName(row.source), first)
-        if row is not None and row.target is not None:
+        if row.target is not None:
             found[DomainName(row.target)] = version
-        if version.origin is Origin.FORCED:
+        if row.origin == Origin.FORCED.value:
             first, found = version, dict.fromkeys(found, version)
+    return found
+
+
+def _descent(tx: Transaction, name: VersionName) -> Sequence[Any]:
+    """The version and all it descends from, the oldest first: id, origin, the job's domains.
+
+    Raises:
+        VersionNotFound: there is none of this name.
+    """
+    table, jobs = schema.versions, schema.jobs
+    columns = (table.c.id, table.c.origin, table.c.parent, table.c.job, table.c.number)
+    chain = (
+        sa.select(*columns)
+        .where(table.c.model == name.model, table.c.id == name.version)
+        .cte(recursive=True)
+    )
+    parent = sa.and_(table.c.model == name.model, table.c.id == chain.c.parent)
+    chain = chain.union_all(sa.select(*columns).join(chain, parent))
+    found = tx.rows(
+        sa.select(chain.c.id, chain.c.origin, jobs.c.source, jobs.c.target)
+        .join(jobs, jobs.c.id == chain.c.job)
+        .order_by(chain.c.number)
+    )
+    if not found:
+        raise VersionNotFound(str(name))
     return found
 
 

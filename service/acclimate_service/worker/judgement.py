@@ -12,7 +12,7 @@ from acclimate_service.domain.evidence import Evidence, FileFacts, Paired, Since
 from acclimate_service.domain.guard import judge, judge_first
 from acclimate_service.domain.job import EventKind, Job, Phase
 from acclimate_service.domain.model import Manifest, ModelVersion
-from acclimate_service.domain.names import DomainName
+from acclimate_service.domain.names import DomainName, VersionName
 from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
@@ -88,7 +88,7 @@ def judge_adapted(
     candidate: Candidate,
     images: JobImages,
     *,
-    standards: Mapping[DomainName, ModelVersion],
+    standards: Mapping[DomainName, VersionName],
     screened: Screened,
     threads: int,
 ) -> Judgement:
@@ -127,7 +127,7 @@ def judge_adapted(
         since=_since(
             story,
             [c for c in (source, *known) if c is not None],
-            {str(domain): v for domain, v in standards.items() if v.name != incumbent.name},
+            {str(domain): v for domain, v in standards.items() if v != incumbent.name},
             execution=Execution.for_latency(threads),
         ),
         looks=story.store.jobs.looks(draft.model, draft.target),
@@ -209,18 +209,18 @@ def _compare(
 def _since(
     story: Story,
     sets: Sequence[Compared],
-    standards: Mapping[str, ModelVersion],
+    standards: Mapping[str, VersionName],
     *,
     execution: Execution,
 ) -> tuple[Since, ...]:
     """The candidate beside the older versions that are the standard of some *sets*."""
     found, read = [], story.store.blobs.get
     named = {compared.verify.name: compared for compared in sets}
-    for version in {v.name: v for name, v in standards.items() if name in named}.values():
-        old = version.manifest
+    for version in dict.fromkeys(v for name, v in standards.items() if name in named):
+        old = story.store.registry.get_version(version).manifest
         classifier = _open(read(old.artifacts.onnx), old, execution)
         for name, compared in named.items():
-            if name not in standards or standards[name].name != version.name:
+            if standards.get(name) != version:
                 continue
             (answers,) = predict(
                 [classifier],
@@ -230,7 +230,7 @@ def _since(
                 step=story.step,
             )
             pairs = replace(compared, incumbent=answers).paired()
-            found.append(Since(version=str(version.name), pairs=pairs))
+            found.append(Since(version=str(version), pairs=pairs))
     return tuple(found)
 
 
