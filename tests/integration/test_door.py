@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 from tests.integration.certificates import Authority
-from tests.integration.rpc_server import fresh_store
+from tests.integration.rpc_server import fresh_store, running
 from typer.testing import CliRunner
 
-from acclimate import TLS, Client
+from acclimate import TLS, Client, Example
 from acclimate.cli import app
 from acclimate.errors import NotAllowed, Overloaded, Unavailable
 from acclimate_service.config import ServeSettings
@@ -33,6 +33,7 @@ from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.errors import OpenDoor, TLSUnusable
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
 from acclimate_service.rpc.rates import USUAL, Rates
+from acclimate_service.rpc.server import Limits
 from acclimate_service.serve import admission, check_door
 
 OPEN = "0.0.0.0"  # noqa: S104  what must not be listened on by accident
@@ -440,3 +441,44 @@ def test_the_first_token_is_made_beside_the_store(tmp_path: Path) -> None:
     (entry,) = store.audit.list().items
     assert (entry.action, entry.origin) == ("CreateToken", "cli")
     store.close()
+
+
+def refused(target: str, tls: TLS) -> Unavailable:
+    """What a client that is given these files is told, and told at once."""
+    example = Example(image=b"x", label="a")
+    with Client(target, tls=tls, patience=1000) as client, pytest.raises(Unavailable) as told:
+        client.upload("night", [example])
+    assert told.value.reason == "TLS_REFUSED"
+    return told.value
+
+
+def test_a_client_is_told_what_is_wrong_with_tls_and_not_that_nobody_answers(
+    authority: Authority, house: House, tmp_path: Path
+) -> None:
+    other = Authority.make(tmp_path)
+    assert "ACCLIMATE_TLS_CA" in str(refused(house.target, TLS(ca=other.pem)))
+    misnamed = TLS(ca=authority.pem, name="elsewhere.example")
+    assert "ACCLIMATE_TLS_NAME" in str(refused(house.target, misnamed))
+
+
+def test_a_client_with_tls_is_told_that_a_server_has_none(
+    authority: Authority, tmp_path: Path
+) -> None:
+    store = fresh_store(tmp_path)
+    with running(store, Limits()) as plain:
+        assert "plain text" in str(refused(f"127.0.0.1:{plain.port}", TLS(ca=authority.pem)))
+    store.close()
+
+
+def test_a_file_that_is_not_what_it_is_given_for_is_refused_by_name(authority: Authority) -> None:
+    # gRPC ends the process for a certificate without a key.
+    certificate, key = authority.issue("camera")
+    _, another = authority.issue("gate")
+    for tls, told in (
+        (TLS(certificate=certificate), "both or none"),
+        (TLS(ca=key), f"{key} holds no certificate"),
+        (TLS(certificate=certificate, key=another), "key values mismatch"),
+        (TLS(certificate=certificate, key=authority.pem), str(authority.pem)),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            Client("127.0.0.1:1", tls=tls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import random
+import ssl
 import sys
 import time
 import uuid
@@ -67,10 +68,33 @@ class TLS:
     name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """gRPC's form of it."""
+        """gRPC's form of it.
+
+        Raises:
+            ValueError: a file is not what it is given for. gRPC would take it for a service
+                that is out of reach, and end the process for a certificate without a key.
+            OSError: a file cannot be read.
+        """
+        self._check()
         read = [None if path is None else path.read_bytes() for path in (self.ca, self.key)]
         chain = None if self.certificate is None else self.certificate.read_bytes()
         return grpc.ssl_channel_credentials(read[0], read[1], chain)
+
+    def _check(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("a client's certificate and its key go together; give both or none")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca is not None:
+            try:
+                context.load_verify_locations(self.ca)
+            except ssl.SSLError:
+                raise ValueError(f"{self.ca} holds no certificate in PEM to trust") from None
+        if self.certificate is not None:
+            try:
+                context.load_cert_chain(self.certificate, self.key, password=lambda: "")
+            except ssl.SSLError as error:
+                why = (error.reason or "no PEM, or the key is encrypted").lower().replace("_", " ")
+                raise ValueError(f"{self.certificate} and {self.key}: {why}") from None
 
 
 def is_loopback(target: str) -> bool:

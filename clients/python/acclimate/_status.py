@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -36,6 +37,12 @@ _BROKEN_CONNECTION = ("Stream removed", "RST_STREAM", "Connection reset", "Socke
 _TOO_LARGE = "message larger than max"
 
 
+# What it says where TLS does not come about, with the code of an absent service.
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: (?P<why>[^:]+))?")
+_MISNAMED = "Hostname Verification Check failed"
+TLS_REFUSED = "TLS_REFUSED"
+
+
 def error_of(failure: grpc.RpcError) -> errors.AcclimateError:
     """The error that a failed call stands for."""
     code = failure.code()
@@ -56,7 +63,29 @@ def error_of(failure: grpc.RpcError) -> errors.AcclimateError:
         found, reason = errors.Unavailable, "CONNECTION_LOST"
     if not explained and code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in text:
         found, reason = errors.InvalidRequest, "MESSAGE_TOO_LARGE"
+    if not explained and (told := _distrust(text)):
+        reason, text = TLS_REFUSED, told
     return found(text, reason=reason, metadata=metadata, retry_after=retry_after)
+
+
+def _distrust(text: str) -> str:
+    """What is wrong with TLS, if *text* says that something is."""
+    if "WRONG_VERSION_NUMBER" in text:
+        return (
+            "the server answers in plain text; give no TLS (tls=None, no ACCLIMATE_TLS_CA), or "
+            "have the server use it"
+        )
+    if _MISNAMED in text:
+        return (
+            "the server's certificate is not for the name that was called; call it by one that it "
+            "is for, or say which (TLS(name=...), ACCLIMATE_TLS_NAME)"
+        )
+    if untrusted := _UNTRUSTED.search(text):
+        return (
+            f"the server's certificate is not trusted ({untrusted['why'] or 'no reason is told'}); "
+            "give the authority that signed it (TLS(ca=...), ACCLIMATE_TLS_CA)"
+        )
+    return ""
 
 
 def _details(failure: grpc.RpcError) -> Iterable[Any]:
@@ -71,4 +100,5 @@ def _details(failure: grpc.RpcError) -> Iterable[Any]:
 
 def is_transient(error: errors.AcclimateError) -> bool:
     """Whether the same call may well succeed a moment later."""
-    return isinstance(error, errors.Unavailable | errors.Overloaded)
+    passing = isinstance(error, errors.Unavailable | errors.Overloaded)
+    return passing and error.reason != TLS_REFUSED

@@ -43,7 +43,8 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, Acces
         tls: how to encrypt; None means plain text.
 
     Raises:
-        ValueError: *target* has no port, or a token would leave this machine in plain text.
+        ValueError: *target* has no port, a token would leave this machine in plain text, or
+            a file of *tls* is not what it is given for.
     """
 
     def __init__(

@@ -35,6 +35,8 @@ def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:
     ``ACCLIMATE_TLS_CERTIFICATE`` and ``ACCLIMATE_TLS_KEY``. ``ACCLIMATE_TLS_NAME`` is the
     name in the server's certificate where it is not the one that is called.
     """
+    # What is refused is one line on stderr; gRPC's own log would add some of its source.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from acclimate import TLS, Client
 
     def path(name: str) -> Path | None:
