@@ -51,7 +51,7 @@ def main() -> None:
 
     The exit code: 0 after a drain; 2 if what the settings ask for is not to be had (the
     provider, the port, a certificate), so that starting again would not help; 1 if the
-    store is out of reach, which may pass. The log explains either.
+    store is out of reach, or is not followed any more, which may pass. The log explains either.
     """
     streams.forgive()
     streams.log_json_lines()
@@ -108,7 +108,7 @@ async def _serve(settings: ServeSettings) -> int:
         await server.start()
         tidying.start()
         with _metrics(settings, server, store, tls), _announced(settings, port):
-            await server.until(stop)
+            lost = await _lost(server, stop)
             await server.stop(settings.drain_seconds)
     finally:
         await server.stop(0)
@@ -116,7 +116,20 @@ async def _serve(settings: ServeSettings) -> int:
         await batcher.close()
         if not tidying.is_alive():  # else the end of the process closes it
             store.close()
-    return 0
+    return 1 if lost else 0
+
+
+async def _lost(server: Server, stop: asyncio.Event) -> bool:
+    """Serve until *stop*; whether something ended the following of the store before.
+
+    Whatever that was, it is none of the settings' doing, and may be over after a start.
+    """
+    try:
+        await server.until(stop)
+    except Exception as error:  # noqa: BLE001
+        structlog.get_logger(__name__).error("the store is not followed any more", exc_info=error)
+        return True
+    return False
 
 
 def _reconcile(store: Store) -> None:

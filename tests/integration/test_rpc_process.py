@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import base64
+import errno
 import json
 import os
 import queue
@@ -33,9 +35,11 @@ from tests.integration.rpc_server import (
 )
 
 from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc, inference_pb2_grpc
+from acclimate_service.config import ServeSettings
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName
-from acclimate_service.rpc.server import SERVICES
+from acclimate_service.rpc.server import SERVICES, Server
+from acclimate_service.serve import _serve
 
 # As `python -m acclimate_service.serve`, telling at the end what it had loaded.
 TELLING = """
@@ -319,3 +323,14 @@ def test_a_client_that_knows_only_the_reflection_lists_checks_and_predicts(
     )
     assert answer["predictions"][0]["classes"][0]["label"] == "blue"
     assert answer["version"] == f"{name}/versions/1"
+
+
+def test_a_server_that_no_longer_follows_the_store_ends_as_what_may_be_over_after_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "of the disk, not of an address that is taken")
+
+    monkeypatch.setattr(Server, "until", broken)
+    settings = ServeSettings(home=tmp_path, port=0, threads=1)
+    assert asyncio.run(_serve(settings)) == 1

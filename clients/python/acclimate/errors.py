@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 
 class AcclimateError(Exception):
@@ -28,6 +29,25 @@ class AcclimateError(Exception):
         self.reason = reason
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.retry_after = retry_after  # seconds; None: the service gave no delay
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For a pool of processes: an error that is none on the other side breaks it."""
+        facts = self.message, self.reason, dict(self.metadata), self.retry_after
+        return _made_again, (type(self), *facts)
+
+
+def _made_again(
+    kind: type[AcclimateError],
+    message: str,
+    reason: str,
+    metadata: Mapping[str, str],
+    retry_after: float | None,
+) -> AcclimateError:
+    error = kind.__new__(kind, message)
+    AcclimateError.__init__(
+        error, message, reason=reason, metadata=metadata, retry_after=retry_after
+    )
+    return error
 
 
 class InvalidRequest(AcclimateError):

@@ -34,6 +34,8 @@ class Idle:
             ServerStopping: the server stops, or did so meanwhile.
         """
         if self._stopping:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()  # else Python warns that nobody awaited it
             raise ServerStopping
         task = asyncio.current_task()
         assert task is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -183,3 +184,18 @@ def test_health_is_true_only_where_something_serves(client: Client) -> None:
     part = client.health("elsewhere")
     assert not part
     assert part.status == "NOT_SERVING"
+
+
+@pytest.mark.parametrize("kind", [*dict.fromkeys(CLASSES.values()), errors.UploadMismatch])
+def test_an_error_survives_the_way_out_of_another_process(
+    kind: type[errors.AcclimateError],
+) -> None:
+    error = (
+        errors.UploadMismatch(3)
+        if kind is errors.UploadMismatch
+        else kind("no", reason="A_REASON", metadata={"name": "x"}, retry_after=2.0)
+    )
+    told = pickle.loads(pickle.dumps(error))  # noqa: S301  our own
+    assert type(told) is kind
+    assert vars(told) == vars(error)
+    assert str(told) == str(error)
