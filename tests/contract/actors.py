@@ -16,7 +16,6 @@ from typing import Any
 
 from tests.contract.builders import (
     PRODUCTION,
-    SOURCE,
     TARGET,
     chain_of,
     draft,
@@ -79,7 +78,6 @@ def finish_and_die(store: Store, say: Say) -> None:
         summary={},
         version=NewVersion(parent=None, origin=whole.origin, manifest=manifest),
         promote=PRODUCTION,
-        judged=[SOURCE],
     )
 
 

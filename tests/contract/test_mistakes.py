@@ -40,7 +40,8 @@ def judged(store: Store) -> None:
     version = make_version(store)
     store.jobs.enqueue(draft(version), request_id="")
     _, lease = claimed(store)
-    store.jobs.finish(lease, state=JobState.REJECTED, summary={}, judged=(SOURCE, TARGET))
+    store.jobs.look(lease, [SOURCE, TARGET], asked="is it harmless?")
+    store.jobs.finish(lease, state=JobState.REJECTED, summary={})
 
 
 def failed(store: Store) -> None:

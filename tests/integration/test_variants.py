@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,9 @@ LABELS = ("top", "left", "below", "right")
 BRIGHT = DomainName("bright")
 
 
+NUMBERS = itertools.count(1)
+
+
 def shots(each: int, seed: int) -> list[Shot]:
     """Pictures that the network knows, as files."""
     found = tiny.Pictures([each] * tiny.LABELS, seed=seed)
@@ -59,6 +63,14 @@ def shots(each: int, seed: int) -> list[Shot]:
         Image.fromarray(found.read(index)).save(file, "PNG")
         taken.append(Shot(image=file.getvalue(), label=LABELS[label], id=f"{seed}-{index}"))
     return taken
+
+
+def fresh() -> Network:
+    """A network that answers as the incumbent, in a file that none was before."""
+    net = tiny.incumbent()
+    with torch.no_grad():
+        list(net.parameters())[-1].add_(1e-4 * next(NUMBERS))
+    return net
 
 
 class Careless(variants.Bench):
@@ -142,7 +154,6 @@ class Shop:
                     created_at=dt.datetime.now(dt.UTC),
                 ),
             ),
-            judged=[BRIGHT],
         )
         return ended.version, tried, job.name
 
@@ -324,12 +335,30 @@ def test_of_what_was_not_accepted_no_variant_is_made(shop: Shop) -> None:
 
 def test_each_kind_of_variant_has_looks_of_its_own(shop: Shop) -> None:
     jobs = shop.store.jobs
-    versions, int8 = jobs.looks(shop.name, None), jobs.variant_looks(shop.name, None, "int8")
-    shop.make()
-    shop.make("int8", "fp16")  # fp16 is not judged without a GPU
+
+    def taken(variant: Reduced) -> int:
+        return jobs.variant_looks(shop.name, None, variant, before=10**6)
+
+    versions, int8 = jobs.looks(shop.name, None), taken("int8")
+    shop.make(network=fresh())
+    shop.make("int8", "fp16", network=fresh())  # fp16 is not judged without a GPU
     assert jobs.looks(shop.name, None) == versions + 2
-    assert jobs.variant_looks(shop.name, None, "int8") == int8 + 1
-    assert jobs.variant_looks(shop.name, None, "fp16") == 0
+    assert taken("int8") == int8 + 1
+    assert taken("fp16") == 0
+
+
+def test_a_file_that_was_judged_before_spends_no_look_nor_does_its_variant(shop: Shop) -> None:
+    jobs, network = shop.store.jobs, fresh()
+    _, (first,), name = shop.make("int8", network=network)
+    spent = jobs.looks(shop.name, None)
+    _, (again,), same = shop.make("int8", network=network)
+    assert jobs.looks(shop.name, None) == spent
+    assert first.verdict is not None
+    assert again.verdict is not None
+    assert again.verdict.measurements["looks"] == first.verdict.measurements["looks"]
+    assert again.verdict.decision is first.verdict.decision
+    told = [event.message for event in jobs.events(same)]
+    assert any(line.startswith(f"{name} made the same file") for line in told)
 
 
 def test_a_variant_whose_file_was_changed_on_the_disk_is_not_served(

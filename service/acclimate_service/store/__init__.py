@@ -38,6 +38,7 @@ from acclimate_service.store.folder import FolderBlobs
 from acclimate_service.store.intake import Answer, Outcome, Received, Refusal
 from acclimate_service.store.jobs import Jobs
 from acclimate_service.store.leases import Checkpoint
+from acclimate_service.store.looks import Look
 from acclimate_service.store.nearby import Nearby
 from acclimate_service.store.pages import Page
 from acclimate_service.store.queue import Census
@@ -63,6 +64,7 @@ __all__ = [
     "Domains",
     "Erasure",
     "Jobs",
+    "Look",
     "Minted",
     "NewVersion",
     "Outcome",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.job import EventKind, Failure, Job, JobState, Lease
 from acclimate_service.domain.model import Manifest, ModelVersion, Origin
-from acclimate_service.domain.names import AliasName, DomainName, JobName, VersionName
+from acclimate_service.domain.names import AliasName, JobName, VersionName
 from acclimate_service.store import aliases, events, leases, queue, schema, versions
 from acclimate_service.store.engine import Transaction
 from acclimate_service.store.versions import NewVersion
@@ -20,7 +20,7 @@ from acclimate_service.store.versions import NewVersion
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """All that a job ends with. ``judged`` are the domains whose verify images it looked at."""
+    """All that a job ends with."""
 
     state: JobState
     summary: Mapping[str, pydantic.JsonValue]
@@ -29,7 +29,6 @@ class Ending:
     report_json: str = ""
     version: NewVersion | None = None
     promote: AliasName | None = None
-    judged: Collection[DomainName] = ()
 
     def __post_init__(self) -> None:
         if not self.state.ended:
@@ -51,10 +50,6 @@ def finish(tx: Transaction, lease: Lease, ending: Ending) -> Job:
         return queue.job_of(row)
     if tx.row(sa.select(schema.jobs.c.id).where(leases.held(lease))) is None:
         raise leases.lost(lease)
-    for domain in dict.fromkeys(ending.judged):
-        tx.run(
-            sa.insert(schema.looks).values(job=lease.job.job, domain=domain.domain, model=row.model)
-        )
     reports: dict[str, Any] = {
         "summary": dict(ending.summary),
         "report_html": ending.report_html,

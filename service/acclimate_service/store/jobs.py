@@ -26,6 +26,7 @@ from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.endings import Ending
 from acclimate_service.store.engine import Database
 from acclimate_service.store.leases import Checkpoint
+from acclimate_service.store.looks import Look
 from acclimate_service.store.pages import Page
 from acclimate_service.store.queue import Census
 from acclimate_service.store.versions import NewVersion
@@ -93,9 +94,11 @@ class Jobs:
         """See :func:`~acclimate_service.store.looks.looks`."""
         return self._database.read(looks.looks, model, target)
 
-    def variant_looks(self, model: ModelName, target: DomainName | None, variant: Reduced) -> int:
+    def variant_looks(
+        self, model: ModelName, target: DomainName | None, variant: Reduced, *, before: int
+    ) -> int:
         """See :func:`~acclimate_service.store.looks.variant_looks`."""
-        return self._database.read(looks.variant_looks, model, target, variant)
+        return self._database.read(looks.variant_looks, model, target, variant, before)
 
     # ── for workers ──────────────────────────────────────────────────────────
 
@@ -155,6 +158,10 @@ class Jobs:
         """See :func:`~acclimate_service.store.leases.checkpoints`."""
         return self._database.read(leases.checkpoints, name)
 
+    def look(self, lease: Lease, domains: Collection[DomainName], *, asked: str) -> Look:
+        """See :func:`~acclimate_service.store.looks.take`."""
+        return self._database.write(looks.take, lease, domains, asked)
+
     def finish(
         self,
         lease: Lease,
@@ -166,7 +173,6 @@ class Jobs:
         report_json: str = "",
         version: NewVersion | None = None,
         promote: AliasName | None = None,
-        judged: Collection[DomainName] = (),
     ) -> Job:
         """See :func:`~acclimate_service.store.endings.finish`.
 
@@ -182,7 +188,6 @@ class Jobs:
             report_json=report_json,
             version=None if version is None else self._with_files(version),
             promote=promote,
-            judged=judged,
         )
         return self._database.write(endings.finish, lease, ending)
 

@@ -277,13 +277,17 @@ checkpoints = sa.Table(
     sa.Column("at", Instant(), nullable=False),
 )
 
-# A verify set wears out with every job that was judged on it: they are counted.
+# A verify set wears out with every candidate that is judged by it: they are counted.
+# Jobs of one `number` asked the same (`asked` is its digest), which spends one look; both are
+# null where an older Acclimate wrote the row.
 looks = sa.Table(
     "looks",
     metadata,
     sa.Column("job", sa.Text(), sa.ForeignKey("jobs.id"), primary_key=True),
     sa.Column("domain", sa.Text(), sa.ForeignKey("domains.id"), primary_key=True),
     sa.Column("model", sa.Text(), nullable=False),
+    sa.Column("number", sa.BigInteger()),
+    sa.Column("asked", sa.Text()),
     sa.Index("ix_looks_model", "model", "domain"),
 )
 

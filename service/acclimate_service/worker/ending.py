@@ -10,7 +10,7 @@ import pydantic
 
 from acclimate_service.domain.job import Failure, Job, JobState
 from acclimate_service.domain.model import Manifest
-from acclimate_service.domain.names import AliasName, DomainName, VersionName
+from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.store import NewVersion
 from acclimate_service.worker.document import document
 from acclimate_service.worker.publish import manifest
@@ -62,7 +62,6 @@ def conclude(job: Job, story: Story, result: Result) -> None:
             report_json=blobs.put(json.dumps(told, indent=1, allow_nan=False).encode()),
             version=version if succeeded else None,
             promote=AliasName(job.draft.model.model, promote_to) if promote_to else None,
-            judged=_judged(result),
         )
     )
 
@@ -82,14 +81,6 @@ def fail(story: Story, failure: Failure) -> None:
             failure=failure,
         )
     )
-
-
-def _judged(result: Result) -> list[DomainName]:
-    """The domains whose verify images decided something: each such look wears them out."""
-    if result.judged.verdict is None:
-        return []
-    sets = [result.judged.target, *result.judged.known]
-    return [DomainName.parse(compared.verify.name) for compared in sets if compared is not None]
 
 
 def _summary(job: Job, story: Story, result: Result) -> dict[str, pydantic.JsonValue]:

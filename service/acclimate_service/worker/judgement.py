@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,7 @@ from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import decode_prepared
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
+from acclimate_service.store import Look
 from acclimate_service.worker.evaluate import (
     Floats,
     VerifySet,
@@ -73,12 +76,16 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judgement:
-    """Everything that was measured on the exported files. No verdict: nobody asked for one."""
+    """Everything that was measured on the exported files. No verdict: nobody asked for one.
+
+    ``look`` counts the candidates for the same target that were judged before.
+    """
 
     target: Compared | None
     known: tuple[Compared, ...]
     files: tuple[FileFacts, ...]  # the incumbent's if there is one, then the candidate's
     verdict: Verdict | None
+    look: int = 0
 
 
 def judge_adapted(
@@ -104,6 +111,9 @@ def judge_adapted(
     def both(execution: Execution) -> list[Classifier]:
         return [_open(onnx, old, execution), _open(candidate.onnx, candidate, execution)]
 
+    others = {str(domain): v for domain, v in standards.items() if v != incumbent.name}
+    beside = [old.artifacts.onnx, candidate.artifacts.onnx, *map(str, others.values())]
+    look = _look(story, job, beside, (images.target, *images.known))
     classifiers = both(Execution.for_latency(threads))
     target, *known = _compare(story, classifiers, candidate, images)
     times = _milliseconds(
@@ -127,19 +137,24 @@ def judge_adapted(
         since=_since(
             story,
             [c for c in (source, *known) if c is not None],
-            {str(domain): v for domain, v in standards.items() if v != incumbent.name},
+            others,
             execution=Execution.for_latency(threads),
         ),
-        looks=story.store.jobs.looks(draft.model, draft.target),
+        looks=look.before,
         label_suspects=screened.train.share,
         held_out_suspects=screened.verify.share,
         labels=candidate.labels,
         incumbent_file=before,
         candidate_file=after,
     )
-    verdict = judge(draft.spec.guard, evidence)
-    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
-    return Judgement(target=target, known=tuple(known), files=(before, after), verdict=verdict)
+    verdict = _told(story, judge(draft.spec.guard, evidence), look)
+    return Judgement(
+        target=target,
+        known=tuple(known),
+        files=(before, after),
+        verdict=verdict,
+        look=look.before,
+    )
 
 
 def judge_bootstrapped(
@@ -152,6 +167,8 @@ def judge_bootstrapped(
     threads: int,
 ) -> Judgement:
     """Run a first version's file on the source's verify images and ask the guard."""
+    story.enter(Phase.JUDGING)
+    look = _look(story, job, [candidate.artifacts.onnx], [images.target])
     measured = measure(story, candidate, images.target, threads=threads)
     assert measured.target is not None
     train = images.stock.train.labels
@@ -164,8 +181,7 @@ def judge_bootstrapped(
         label_suspects=screened.train.share,
         held_out_suspects=screened.verify.share,
     )
-    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
-    return replace(measured, verdict=verdict)
+    return replace(measured, verdict=_told(story, verdict, look), look=look.before)
 
 
 def measure(
@@ -187,6 +203,40 @@ def measure(
         target = Compared(verify=verify, incumbent=None, candidate=answers)
     files = (FileFacts(bytes=candidate.artifacts.onnx_bytes),)
     return Judgement(target=target, known=(), files=files, verdict=None)
+
+
+def _look(story: Story, job: Job, beside: Sequence[str], sets: Sequence[VerifySet]) -> Look:
+    """The job's look at the verify images of *sets*, by what files *beside* names.
+
+    Who asks what was asked before (the same files, images and limits) gets that answer
+    again: it tells nothing new, so it costs nothing.
+    """
+    policy = job.draft.spec.guard
+    shown = [
+        [v.name, [(e.content, e.label, e.tags) for e in v.examples], v.labels.tolist()]
+        for v in sets
+    ]
+    limits = policy.model_dump(mode="json", exclude={"base", "reason"})
+    asked = json.dumps([list(beside), shown, limits], sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    look = story.look([DomainName.parse(v.name) for v in sets], digest)
+    if look.same_as is not None:
+        story.tell(
+            EventKind.DECISION,
+            f"{look.same_as} made the same file, which was judged by the same images and limits: "
+            "what was said of it holds, and no look at them is spent",
+            {"same_as": str(look.same_as)},
+        )
+    return look
+
+
+def _told(story: Story, verdict: Verdict, look: Look) -> Verdict:
+    """The verdict as it is kept and told, with the job that it repeats."""
+    if look.same_as is not None:
+        known = {**verdict.measurements, "same_as": str(look.same_as)}
+        verdict = replace(verdict, measurements=known)
+    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
+    return verdict
 
 
 def _compare(

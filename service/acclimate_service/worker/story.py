@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,7 +12,8 @@ import structlog
 
 from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import EventKind, Lease, Phase
-from acclimate_service.store import Checkpoint, Store
+from acclimate_service.domain.names import DomainName
+from acclimate_service.store import Checkpoint, Look, Store
 from acclimate_service.tracing import Phases
 from acclimate_service.training.auto import Summary
 from acclimate_service.training.optimiser import State
@@ -73,6 +74,11 @@ class Story:
         """A sign of life between two steps; never a wish to stop: the parent kills for that."""
         self.sign_of_life()
         return False
+
+    def look(self, domains: Sequence[DomainName], asked: str) -> Look:
+        """Take the job's look at these domains' verify images, before anything is seen of them."""
+        jobs = self.store.jobs
+        return self.patiently(lambda: jobs.look(self.lease, domains, asked=asked))
 
     # ── checkpoints ──────────────────────────────────────────────────────────
 

@@ -147,6 +147,7 @@ class Measurements(Part):
 
     sets: tuple[Measured, ...] = ()
     looks: int = 0
+    same_as: Name | None = None
     policy: dict[str, pydantic.JsonValue] = pydantic.Field(default_factory=dict)
     overrides: dict[str, pydantic.JsonValue] = pydantic.Field(default_factory=dict)
     accuracy: Estimate | None = None

@@ -233,7 +233,9 @@ class Bench:
                 source=None if source is None else source.paired(),
                 target=None,
                 earlier=tuple(one.paired() for one in compared if one is not source),
-                looks=jobs.variant_looks(draft.model, draft.target, precision),
+                looks=jobs.variant_looks(
+                    draft.model, draft.target, precision, before=self.judged.look
+                ),
                 labels=self.candidate.labels,
                 incumbent_file=fp32,
                 candidate_file=file,
