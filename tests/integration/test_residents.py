@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.integration.test_rpc_process import port_of, serving
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.domain.rollout import RolloutDraft, RolloutLimits, RolloutMode, RolloutState
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.memory import session_bytes
 from acclimate_service.rpc import served as served_module
@@ -86,6 +88,37 @@ def test_a_server_that_starts_loads_what_there_is_room_for_and_the_rest_when_ask
         assert {service.health(f"models/{name}") for name in MODELS} == {"SERVING"}
         answer = service.inference.Predict(ask(f"models/{MODELS[-1]}", RED), timeout=10)
         assert answer.version == str(made[MODELS[-1]])
+
+
+def test_rollouts_leave_the_memory_to_what_is_served(store: Store) -> None:
+    """As many candidates as there is memory for; what requests ask for comes first."""
+    names = MODELS[:3]
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        begun = []
+        for number, name in enumerate(names):
+            shop = model(store, name)
+            promote(service, shop, version(store, shop, classifier(1 + number / 10)))
+            draft = RolloutDraft(
+                alias=AliasName(name, "production"),
+                candidate=version(store, shop, classifier(2 + number / 10)),
+                mode=RolloutMode.CANARY if number else RolloutMode.SHADOW,
+                share=1.0,
+                limits=RolloutLimits(),
+                promote=False,
+            )
+            begun.append(store.rollouts.start(draft, who="ann", why="a test").name)
+
+        def seen() -> list[int]:
+            for name in names:
+                service.inference.Predict(ask(f"models/{name}", RED), timeout=5)
+            return [store.rollouts.get(rollout).counts.images for rollout in begun]
+
+        ends = time.monotonic() + 60
+        while min(seen()) < 3:
+            assert time.monotonic() < ends, "a candidate was never tried"
+        for rollout in begun:
+            found = store.rollouts.get(rollout)
+            assert (found.state, found.counts.errors) == (RolloutState.RUNNING, 0)
 
 
 def test_health_tells_of_a_model_that_would_not_load_again_until_it_does(

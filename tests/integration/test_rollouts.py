@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.rpc_server import (
@@ -185,9 +186,9 @@ def test_a_candidate_that_fails_while_it_answers_is_replaced_by_the_incumbent(
     begun = client.start_rollout("shop", another(service, shop).version, share=1.0)
     real = Trials._try
 
-    async def fail(trials: Trials, trial: object, asked: object, *, patient: bool) -> object:
-        trial.candidate.release()  # type: ignore[attr-defined]  # the session is gone under it
-        return await real(trials, trial, asked, patient=patient)  # type: ignore[arg-type]
+    async def fail(trials: Trials, *given: Any, patient: bool) -> object:
+        given[1].release()  # the candidate's session is gone under it
+        return await real(trials, *given, patient=patient)
 
     monkeypatch.setattr(Trials, "_try", fail)
     answers = {client.predict("shop", RED)[0].version for _ in range(20)}

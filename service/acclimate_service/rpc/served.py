@@ -82,7 +82,7 @@ class Served:
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._failing: set[str] = set()  # what production points at and would not load
         self._unloaded: set[str] = set()  # models that are not to be answered here
-        self.trials = Trials(store, lane=lane, load=self._load)
+        self.trials = Trials(store, pool, lane=lane, load=self._load)
         self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
 
     @property

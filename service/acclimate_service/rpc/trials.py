@@ -7,11 +7,16 @@ rollout: what the candidate cannot answer, the incumbent answers.
 
 What was seen is added to the store every time that the server looks there; a killed
 server loses what it saw since.
+
+Between requests nothing holds a candidate in memory. Where that is short it goes as a
+version goes that an alias points at, and comes back when a request wants it. A canary's
+waits for a moment only: then the incumbent answers, and that is counted as dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +31,7 @@ from acclimate_service.domain.errors import (
     DeadlineTooShort,
     InputMismatch,
     InvalidSpec,
+    NotReady,
     Overloaded,
     ServerStopping,
     ServiceError,
@@ -36,6 +42,7 @@ from acclimate_service.domain.names import ModelName, RolloutName, VersionName
 from acclimate_service.domain.rollout import Counts, Rollout, RolloutMode, RolloutState
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.handle import Handle
+from acclimate_service.inference.pool import Pool
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
 
@@ -51,6 +58,10 @@ _NOT_ITS_OWN = (
     Overloaded,
     ServerStopping,
 )
+
+TAKE_UP_SECONDS = 2.0  # for which a new rollout's candidate is waited for
+CANARY_SECONDS = 0.3  # for which a caller waits for one that is not in memory
+SHADOW_SECONDS = 30.0  # nobody waits for a shadow
 
 Hold = Handle[ModelVersion]
 Load = Callable[[VersionName], Awaitable[Hold]]
@@ -73,7 +84,8 @@ class _Trial:
     """A rollout that runs here, and what was seen of it since the store was told."""
 
     rollout: Rollout
-    candidate: Hold | None  # None: it would not load
+    coming: asyncio.Task[None] | None = None  # while it is being loaded
+    broken: bool = False  # it would not load
     seen: Counts = field(default_factory=Counts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -84,11 +96,12 @@ class _Trial:
 class Trials:
     """The rollouts that run on this server. Belongs to one event loop.
 
-    *load* brings a version into the pool and holds it.
+    *load* brings a version into *pool* and holds it.
     """
 
-    def __init__(self, store: Store, *, lane: Lane, load: Load) -> None:
+    def __init__(self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load) -> None:
         self._store = store
+        self._pool = pool
         self._lane = lane
         self._load = load
         self._trials: dict[str, _Trial] = {}  # by the alias's name
@@ -122,14 +135,16 @@ class Trials:
         return asked.write(incumbent, answer)
 
     async def _canary(self, trial: _Trial, incumbent: Hold, asked: Asked[T]) -> T:
-        answer = await self._try(trial, asked, patient=False)
-        if answer is None or trial.candidate is None:
-            return asked.write(incumbent, await asked.ask(incumbent, False))
-        try:
-            return asked.write(trial.candidate, answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
-            self._failed(trial, error)
-            return asked.write(incumbent, await asked.ask(incumbent, False))
+        candidate = await self._held(trial, CANARY_SECONDS)
+        if candidate is not None:
+            with candidate:
+                answer = await self._try(trial, candidate, asked, patient=False)
+                if answer is not None:
+                    try:
+                        return asked.write(candidate, answer)
+                    except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
+                        self._failed(trial, error)
+        return asked.write(incumbent, await asked.ask(incumbent, False))
 
     def _shadow(self, trial: _Trial, asked: Asked[T], answer: Answer) -> None:
         """Ask the candidate too, later; its answer goes nowhere."""
@@ -141,27 +156,30 @@ class Trials:
         task.add_done_callback(trial.shadows.discard)
 
     async def _compare(self, trial: _Trial, asked: Asked[T], answer: Answer) -> None:
-        try:
-            other = await self._try(trial, asked, patient=True)
-        except _NOT_ITS_OWN:
-            trial.count(dropped=1)
+        candidate = await self._held(trial, SHADOW_SECONDS)
+        if candidate is None:
             return
+        with candidate:
+            try:
+                other = await self._try(trial, candidate, asked, patient=True)
+            except _NOT_ITS_OWN:
+                trial.count(dropped=1)
+                return
         if other is not None:
             ours, theirs = _firsts(answer), _firsts(other)
             trial.count(compared=len(ours), agreed=int((ours == theirs).sum()))
 
-    async def _try(self, trial: _Trial, asked: Asked[T], *, patient: bool) -> Answer | None:
+    async def _try(
+        self, trial: _Trial, candidate: Hold, asked: Asked[T], *, patient: bool
+    ) -> Answer | None:
         """The candidate's answer; None if it has none, which is counted.
 
         Raises:
             ServiceError: the request itself is at fault, or the server has no room.
         """
         trial.count(requests=1)
-        if trial.candidate is None:
-            trial.count(errors=1)
-            return None
         try:
-            answer = await asked.ask(trial.candidate, patient)
+            answer = await asked.ask(candidate, patient)
         except _NOT_ITS_OWN:
             trial.count(requests=-1)
             raise
@@ -175,6 +193,21 @@ class Trials:
             seconds=_seconds(answer),
         )
         return answer
+
+    async def _held(self, trial: _Trial, seconds: float) -> Hold | None:
+        """The candidate, held; None, which is counted, if it is broken or stays out of memory."""
+        name = str(trial.rollout.name)
+        with contextlib.suppress(NotReady):
+            return self._pool.acquire(name)
+        if not trial.broken:
+            await asyncio.wait({self._bring(trial)}, timeout=seconds)
+            with contextlib.suppress(NotReady):
+                return self._pool.acquire(name)
+        if trial.broken:
+            trial.count(requests=1, errors=1)
+        else:
+            trial.count(dropped=1)
+        return None
 
     def _failed(self, trial: _Trial, error: Exception) -> None:
         trial.count(errors=1)
@@ -212,11 +245,15 @@ class Trials:
         }
         for alias in [a for a in self._trials if a not in running]:
             self._put_down(alias)
+        new = []
         for alias, found in running.items():
             known = self._trials.get(alias)
             if known is None or known.rollout.name != found.name:
                 self._put_down(alias)
-                self._trials[alias] = _Trial(found, await self._candidate(found))
+                self._trials[alias] = self._take_up(found)
+                new.append(self._bring(self._trials[alias]))
+        if new:
+            await asyncio.wait(new, timeout=TAKE_UP_SECONDS)
 
     async def _tell(self, trial: _Trial) -> None:
         seen, trial.seen = trial.seen, Counts()
@@ -236,25 +273,37 @@ class Trials:
             )
             self._put_down(str(found.draft.alias))
 
-    async def _candidate(self, rollout: Rollout) -> Hold | None:
+    def _take_up(self, rollout: Rollout) -> _Trial:
+        """Begin it here. The pool keeps its candidate as what an alias points at."""
+        self._pool.point(str(rollout.name), str(rollout.draft.candidate), cold=True)
+        return _Trial(rollout)
+
+    def _bring(self, trial: _Trial) -> asyncio.Task[None]:
+        """Have the candidate loaded, once at a time."""
+        if trial.coming is None or trial.coming.done():
+            trial.coming = asyncio.create_task(self._load_candidate(trial))
+        return trial.coming
+
+    async def _load_candidate(self, trial: _Trial) -> None:
         try:
-            return await self._load(rollout.draft.candidate)
-        except ServiceError as error:
+            (await self._load(trial.rollout.draft.candidate)).release()
+        except _NOT_ITS_OWN:
+            return  # there was no room; the next request asks again
+        except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
+            trial.broken = True
             structlog.get_logger(__name__).error(
                 "candidate does not load",
-                rollout=str(rollout.name),
-                reason=error.reason,
+                rollout=str(trial.rollout.name),
+                reason=error.reason if isinstance(error, ServiceError) else "INTERNAL",
                 message=str(error),
             )
-            return None
 
     def _put_down(self, alias: str) -> None:
         trial = self._trials.pop(alias, None)
         if trial is not None:
-            for task in trial.shadows:
+            for task in (*trial.shadows, *filter(None, [trial.coming])):
                 task.cancel()
-            if trial.candidate is not None:
-                trial.candidate.release()
+            self._pool.unpoint(str(trial.rollout.name))
 
     async def close(self) -> None:
         """Tell what was seen to the last, and let every candidate go.
