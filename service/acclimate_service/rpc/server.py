@@ -361,6 +361,10 @@ def rules(limits: Limits) -> dict[str, Rule]:
         registry + "RollbackAlias": loads,
         oip + "RepositoryModelLoad": loads,
         oip + "RepositoryModelUnload": loads,
+        # What it compares with is computed at the first call, behind all predictions.
+        inference + "GetDrift": Rule(
+            gate=Gate("the drifts", limit=limits.exports), seconds=limits.load_seconds
+        ),
         inference + "Predict": predictions,
         oip + "ModelInfer": predictions,
         inference + "PredictStream": streams,

@@ -537,3 +537,16 @@ def test_an_upload_that_is_still_open_says_how_to_go_on(
     assert f"--request-id {request_id}" in done.stderr
     service.faults.refuse_commits = None
     assert run("upload", tmp_path, "--domain", "pens", "--request-id", request_id).exit_code == 0
+
+
+def test_a_script_finds_the_name_of_an_upload_to_take_back(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"x")
+    assert run("upload", tmp_path, "--domain", "pens").exit_code == 0
+    told = json.loads(run("domains", "get", "pens", "--json").stdout)
+    assert told["name"] == "domains/pens"
+    (name,) = [batch["name"] for batch in told["batches"]]
+    assert run("delete", name).exit_code == 0
+    assert service.seen[-1][0] == "DeleteLabeledBatch"

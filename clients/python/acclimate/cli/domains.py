@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, belongs_to, connect
-from acclimate.cli.output import ago, console, print_json, print_table, short, words
+from acclimate.cli.output import ago, console, plain, print_json, print_table, short, words
 from acclimate.cli.refusals import complain, usage
 from acclimate.resources import Acknowledgement, Domain, Example, Role
 
@@ -88,7 +88,10 @@ def get(
     """
     with connect(server) as client:
         found = client.domain(domain)
-        batches = () if as_json else client.batches(domain)
+        batches = client.batches(domain)
+    if as_json:
+        print_json({**plain(found), "batches": batches})
+        return
     _show(found, as_json)
     if batches:
         console.print()
