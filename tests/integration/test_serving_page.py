@@ -63,11 +63,10 @@ def test_the_page_s_examples_run(service: Service, shop: Path) -> None:
 
 
 def test_the_page_names_every_metric_and_setting_that_it_speaks_of() -> None:
-    from acclimate_service.config import ServeSettings, WorkSettings
+    from acclimate_service.config import CLIENT, ServeSettings, WorkSettings
     from acclimate_service.rpc.inference_metrics import InferenceCollector
 
     told = {metric.name for metric in InferenceCollector(dict).collect()}
     assert set(re.findall(r"nv_inference_\w+", PAGE)) == told
-    fields = {*ServeSettings.model_fields, *WorkSettings.model_fields}
-    spoken = set(re.findall(r"ACCLIMATE_(\w+)", PAGE))
-    assert {name.lower() for name in spoken} <= fields
+    fields = {name.upper() for name in (*ServeSettings.model_fields, *WorkSettings.model_fields)}
+    assert set(re.findall(r"ACCLIMATE_(\w+)", PAGE)) <= fields | set(CLIENT)
