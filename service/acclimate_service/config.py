@@ -78,6 +78,9 @@ class ServeSettings(Settings):
     max_uploads: int = pydantic.Field(default=16, ge=1)  # upload streams at once
     max_watchers: int = pydantic.Field(default=1000, ge=1)
     max_queued_jobs: int = pydantic.Field(default=1000, ge=1)
+    # A client's connection is to be made anew after about so long, so that a balancer spreads the
+    # clients of few long ones over replicas that came later. None: it lasts as long as it does.
+    connection_seconds: float | None = pydantic.Field(default=None, ge=1)
     alias_poll_seconds: float = pydantic.Field(default=0.5, gt=0)
     drain_seconds: float = pydantic.Field(default=20.0, gt=0)
     # Who may come in; see docs/security.md.

@@ -250,6 +250,7 @@ def _limits(settings: ServeSettings) -> Limits:
         queued_jobs=settings.max_queued_jobs,
         decode_threads=settings.threads,
         poll_seconds=settings.alias_poll_seconds,
+        connection_seconds=settings.connection_seconds,
     )
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from acclimate_service.domain.errors import StoreUnavailable
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.rpc import server
 from acclimate_service.rpc.brake import Brake
+from acclimate_service.rpc.door import Door
 from acclimate_service.rpc.server import SERVICES, Admission, Limits
 from acclimate_service.store.engine import Database
 
@@ -373,3 +374,33 @@ def test_only_who_is_refused_at_the_door_is_slowed_down(
     with running(store, Limits(), admission=Admission(tokens=tokens)) as service:
         found, _ = refusal(lambda: service.registry.GetModel(request, timeout=10))
     assert (found, seen) == (code, held)
+
+
+def test_clients_connect_anew_now_and_then_and_no_call_and_no_stream_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = []
+    knock = Door.knock
+
+    def seen(self: Door, method: str, metadata: Any, context: Any) -> Any:
+        peers.append(context.peer())
+        return knock(self, method, metadata, context)
+
+    monkeypatch.setattr(Door, "knock", seen)
+    store = fresh_store(tmp_path)
+    name = model(store, "m")
+    with running(store, Limits(connection_seconds=1)) as service:
+        promote(service, name, version(store, name, classifier(9)))
+        ends = time.monotonic() + 20
+
+        def camera() -> Iterator[inference_pb2.PredictRequest]:
+            while len(set(peers)) < 3:
+                assert time.monotonic() < ends
+                yield ask(name, plain((250, 0, 0)))
+                time.sleep(0.05)
+
+        for answer in service.inference.PredictStream(camera(), timeout=60):
+            assert answer.HasField("response")
+            assert service.inference.Predict(ask(name, plain((250, 0, 0))), timeout=10).predictions
+    store.close()
+    assert len(set(peers)) >= 3

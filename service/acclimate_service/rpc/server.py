@@ -85,6 +85,7 @@ class Limits:
     call_seconds: float = 60.0
     load_seconds: float = 300.0  # calls that load a version before they answer
     poll_seconds: float = 0.5
+    connection_seconds: float | None = None  # after which a client is asked to connect anew
     upload: UploadLimits = UploadLimits()
     registration: RegistrationLimits = RegistrationLimits()
 
@@ -118,7 +119,14 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", 20_000),
         ("grpc.server.max_pending_requests_hard_limit", 40_000),
         ("grpc.max_metadata_size", 16 * 1024),
+        *_ageing(limits.connection_seconds),
     ]
+
+
+def _ageing(seconds: float | None) -> list[tuple[str, int]]:
+    # A tenth more or less, by chance, so that not all come back at once. What runs on an old
+    # connection ends on it; the next call goes over a new one.
+    return [] if seconds is None else [("grpc.max_connection_age_ms", int(seconds * 1000))]
 
 
 def look_up(server: grpc.aio.Server) -> None:
