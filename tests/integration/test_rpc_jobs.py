@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import grpc
 import pytest
 from google.protobuf import struct_pb2
+from pydantic import JsonValue
 from tests.integration.rpc_server import (
     Service,
     claim,
@@ -24,6 +26,7 @@ from acclimate.v1 import adaptation_pb2 as pb
 from acclimate.v1 import registry_pb2
 from acclimate_service.domain.job import EventKind, Failure, JobState, Lease, Phase
 from acclimate_service.domain.names import JobName
+from acclimate_service.rpc import fields
 from acclimate_service.store.audit import AuditFilter
 
 Job = pb.AdaptationJob
@@ -296,3 +299,29 @@ def test_a_report_comes_whole_once_there_is_one(service: Service, wanted: str) -
     )
     parts = list(service.adaptation.GetReport(request, timeout=10))
     assert b"".join(part.chunk for part in parts) == contents[wanted or "html"]
+
+
+def test_what_takes_long_to_write_is_not_written_on_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = model(service.store, "written", source=stocked(service, "source-of-written"))
+    made = version(service.store, name, classifier(23))
+    promote(service, name, made)
+    threads = []
+    usual = fields.struct_of
+
+    def struct_of(values: Mapping[str, JsonValue]) -> struct_pb2.Struct:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return usual(values)
+
+    monkeypatch.setattr(fields, "struct_of", struct_of)
+    job = create(service, name, stocked(service, "written-camera"))
+    service.adaptation.GetAdaptationJob(pb.GetAdaptationJobRequest(name=job.name), timeout=10)
+    service.adaptation.ListAdaptationJobs(pb.ListAdaptationJobsRequest(model=str(name)), timeout=10)
+    service.adaptation.CancelAdaptationJob(pb.CancelAdaptationJobRequest(name=job.name), timeout=10)
+    request = registry_pb2.GetModelVersionRequest(name=str(made))
+    service.registry.GetModelVersion(request, timeout=10)
+    listing = registry_pb2.ListModelVersionsRequest(parent=str(name))
+    service.registry.ListModelVersions(listing, timeout=10)
+    assert set(threads) == {"store"}
+    assert len(threads) >= 7

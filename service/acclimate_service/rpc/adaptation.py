@@ -146,7 +146,7 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         structlog.get_logger(__name__).info(
             "job accepted", job=str(job.name), kind=job.draft.kind.value, model=str(new.model)
         )
-        return convert.job(job)
+        return await self._run(convert.job, job)
 
     def _accept(self, new: convert.NewJob) -> Job:
         # Before anything is decided: what the repeated request would be decided to be
@@ -165,13 +165,18 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
     async def GetAdaptationJob(
         self, request: pb.GetAdaptationJobRequest, context: Context
     ) -> pb.AdaptationJob:
-        return convert.job(await self._run(self._store.jobs.get, JobName.parse(request.name)))
+        job = await self._run(self._store.jobs.get, JobName.parse(request.name))
+        return await self._run(convert.job, job)
 
     async def ListAdaptationJobs(
         self, request: pb.ListAdaptationJobsRequest, context: Context
     ) -> pb.ListAdaptationJobsResponse:
-        page = await self._run(
-            self._store.jobs.list,
+        return await self._run(self._list_jobs, request)
+
+    def _list_jobs(self, request: pb.ListAdaptationJobsRequest) -> pb.ListAdaptationJobsResponse:
+        # Written here, too: a judged job's summary takes milliseconds, and there may be a
+        # thousand on a page.
+        page = self._store.jobs.list(
             model=ModelName.parse(request.model) if request.model else None,
             within=caller().models,
             states=convert.job_states(request.state),
@@ -186,7 +191,8 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         self, request: pb.CancelAdaptationJobRequest, context: Context
     ) -> pb.AdaptationJob:
         name = JobName.parse(request.name)
-        return convert.job(await self._run(self._store.jobs.request_cancel, name))
+        job = await self._run(self._store.jobs.request_cancel, name)
+        return await self._run(convert.job, job)
 
     async def WatchAdaptationJob(
         self, request: pb.WatchAdaptationJobRequest, context: Context

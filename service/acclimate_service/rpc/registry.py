@@ -94,16 +94,18 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.GetModelVersionRequest, context: Context
     ) -> pb.ModelVersion:
         name = VersionName.parse(request.name)
-        return convert.version(await self._lane.run(self._store.registry.get_version, name))
+        version = await self._lane.run(self._store.registry.get_version, name)
+        return await self._lane.run(convert.version, version)
 
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Context
     ) -> pb.ListModelVersionsResponse:
-        page = await self._lane.run(
-            self._store.registry.list_versions,
-            ModelName.parse(request.parent),
-            request.page_size,
-            request.page_token,
+        return await self._lane.run(self._list_versions, request)
+
+    def _list_versions(self, request: pb.ListModelVersionsRequest) -> pb.ListModelVersionsResponse:
+        # Written here, too: a manifest names every label, and a page may hold a thousand.
+        page = self._store.registry.list_versions(
+            ModelName.parse(request.parent), request.page_size, request.page_token
         )
         return pb.ListModelVersionsResponse(
             versions=[convert.version(item) for item in page.items],
