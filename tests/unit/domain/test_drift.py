@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from acclimate_service.domain.drift import FEWEST, LEVEL, drift
+from acclimate_service.domain import drift as drift_module
+from acclimate_service.domain.drift import FEWEST, LEVEL, PERMUTATIONS, drift
 
 WIDTH = 32
 
@@ -56,6 +60,35 @@ def test_a_shift_from_many_known_domains_is_seen_as_well() -> None:
     known = {f"site-{number}": cluster(rng, 96) for number in range(12)}
     assert drift(cluster(rng, 96, shift=4.0), known).due
     assert not drift(cluster(rng, 96), known).due
+
+
+def test_a_hundred_domains_cost_a_hundred_times_as_much_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And are told apart as one is, with no more permutations for each."""
+    asked: list[int] = []
+    measure = drift_module._distance
+
+    def counted(live: Any, rows: Any, drawn: Any, permutations: int) -> tuple[float, float]:
+        asked.append(permutations)
+        return measure(live, rows, drawn, permutations)
+
+    monkeypatch.setattr(drift_module, "_distance", counted)
+    rng = np.random.default_rng(9)
+    known = {f"site-{number}": cluster(rng, 96) for number in range(100)}
+    found = drift(cluster(rng, 96, shift=4.0), known)
+    assert found.due
+    assert all(one.unlike for one in found.domains)
+    assert asked == [PERMUTATIONS] * 100
+
+
+def test_domains_that_are_unlike_are_told_from_many_that_are_like() -> None:
+    rng = np.random.default_rng(10)
+    known = {f"near-{number}": cluster(rng, 96) for number in range(8)}
+    known |= {f"far-{number}": cluster(rng, 96, shift=4.0) for number in range(3)}
+    found = drift(cluster(rng, 96), known)
+    assert not found.due
+    assert {one.domain for one in found.domains if one.unlike} == {"far-0", "far-1", "far-2"}
 
 
 def test_too_few_images_are_told_and_accuse_nobody() -> None:
