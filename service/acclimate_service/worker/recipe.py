@@ -339,7 +339,8 @@ def _variants(
 
 
 def _announce(story: Story, images: JobImages, what: str) -> None:
-    """Say on how many images a job rests."""
+    """Say on how many images a job rests; what was finished on others counts no more."""
+    story.rest_on(images.digests)
     stock = images.stock
     counts = {
         "train": len(stock.train),

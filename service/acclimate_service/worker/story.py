@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Story:
     sign_of_life: Callable[[], object]
     spans: Phases
     phase: Phase | None = None
+    rests_on: str = ""  # a digest over the images that finished steps rest on
     seconds: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
@@ -82,9 +84,26 @@ class Story:
 
     # ── checkpoints ──────────────────────────────────────────────────────────
 
+    def rest_on(self, digests: Mapping[str, str]) -> None:
+        """Take up what was finished on these images (a digest for each domain), and no other.
+
+        What an earlier attempt learned from fewer would be told as learned from all.
+        """
+        told = "".join(f"{domain} {digest}\n" for domain, digest in sorted(digests.items()))
+        self.rests_on = hashlib.sha256(told.encode()).hexdigest()[:12]
+        kept = self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job))
+        if kept and not any(key.endswith(self._key("")) for key in kept):
+            self.tell(
+                EventKind.WARNING,
+                "what an earlier attempt finished does not rest on the images that there are "
+                "now, so the job begins anew",
+                {"steps": len(kept)},
+            )
+
     def kept(self, key: str) -> Checkpoint | None:
         """What an earlier attempt kept under this key, if it got so far."""
-        return self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job)).get(key)
+        kept = self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job))
+        return kept.get(self._key(key))
 
     def keep(self, key: str, record: Summary, files: dict[str, bytes]) -> dict[str, str]:
         """Keep a finished step: its files first, then the row that names them.
@@ -95,10 +114,13 @@ class Story:
 
         def write() -> dict[str, str]:
             blobs = {role: self.store.blobs.put(content) for role, content in files.items()}
-            self.store.jobs.checkpoint(self.lease, key, record, blobs)
+            self.store.jobs.checkpoint(self.lease, self._key(key), record, blobs)
             return blobs
 
         return self.patiently(write)
+
+    def _key(self, key: str) -> str:
+        return f"{key}@{self.rests_on}"
 
     def load(self, key: str) -> tuple[Summary, State] | None:
         """As the engine's ``Checkpoints`` wants it: summary and tensors."""
