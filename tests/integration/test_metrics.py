@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,19 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.contract.builders import SOURCE, claimed, draft, furnish
-from tests.integration.rpc_server import Service, fresh_store, running
+from tests.integration.rpc_server import (
+    Service,
+    classifier,
+    fresh_store,
+    model,
+    promote,
+    running,
+    version,
+)
 
 from acclimate.v1 import adaptation_pb2
 from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.names import ModelName
 from acclimate_service.rpc.job_metrics import JobCollector
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Census, Store
@@ -67,6 +77,24 @@ def test_the_jobs_of_the_store_are_counted_at_each_scrape(service: Service, stor
     assert found["acclimate_jobs"]["ADAPT REJECTED"] == 0
     assert found["acclimate_job_wait_seconds"][""] > 0
     assert found["acclimate_store_up"][""] == 1
+
+
+def test_a_server_tells_what_it_is_and_what_it_takes(service: Service, store: Store) -> None:
+    registry = service.server.metrics.registry
+    before = told(registry)
+    assert list(before["acclimate_build_info"].values()) == [1]
+    assert before["acclimate_loaded_bytes"][""] == 0
+    assert before["acclimate_loaded_bytes_limit"][""] == service.server.served.pool.budget
+    content = classifier(3)
+    promote(service, model(store, "m"), version(store, ModelName("m"), content))
+    assert told(registry)["acclimate_loaded_bytes"][""] > len(content)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_server_tells_its_process_s_memory_and_files(service: Service) -> None:
+    found = told(service.server.metrics.registry)
+    assert found["process_resident_memory_bytes"][""] > 2**20
+    assert found["process_open_fds"][""] > 0
 
 
 def test_a_store_that_is_away_is_told_and_breaks_no_scrape() -> None:

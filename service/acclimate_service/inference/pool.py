@@ -126,6 +126,16 @@ class Pool(Generic[T]):
         """Whether a version would fit beside all that is loaded and being loaded."""
         return taken([*self._footprints(), footprint]) <= self._budget
 
+    @property
+    def budget(self) -> int:
+        """The bytes that what is loaded may take together."""
+        return self._budget
+
+    @property
+    def taken(self) -> int:
+        """The bytes that what is loaded, and being loaded, is counted with. From any thread."""
+        return taken(self._footprints())
+
     def acquire(self, key: str) -> Handle[T]:
         """Hold the version that *key*, an alias or a version, stands for now.
 
@@ -304,8 +314,8 @@ class Pool(Generic[T]):
         return gone is not None
 
     def _footprints(self) -> list[Footprint]:
-        loaded = (resident.footprint for resident in self._residents.values())
-        return [*loaded, *self._coming.values()]
+        loaded = (resident.footprint for resident in list(self._residents.values()))
+        return [*loaded, *list(self._coming.values())]
 
     def _trim(self) -> None:
         """Unload what no alias needs and no request uses, but for the spare ones."""

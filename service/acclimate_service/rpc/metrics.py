@@ -1,15 +1,30 @@
-"""What the server counts about its calls, for Prometheus."""
+"""What the server counts about its calls, and tells of itself, for Prometheus."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import prometheus_client
+
+from acclimate_service.inference.pool import Pool
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own so that two can live in one test."""
+    """Counters of one server, in a registry of their own so that two can live in one test.
 
-    def __init__(self) -> None:
+    *version* is the server's own; what is loaded of versions is asked of *pool* at each scrape.
+    """
+
+    def __init__(self, pool: Pool[Any], *, version: str) -> None:
         self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)  # its memory, time and files
+        self._gauge("acclimate_build_info", "1, with the version.", ["version"]).labels(
+            version
+        ).set(1)
+        loaded = self._gauge("acclimate_loaded_bytes", "What loaded versions are counted with.")
+        loaded.set_function(lambda: pool.taken)
+        self._gauge("acclimate_loaded_bytes_limit", "What they may take together.").set(pool.budget)
         self.calls = prometheus_client.Counter(
             "acclimate_rpc_total",
             "Calls ended, by method and gRPC code.",
@@ -44,6 +59,11 @@ class Metrics:
         # Found by their labels once: that costs more than counting, and every call counts four.
         self._methods: dict[str, tuple[prometheus_client.Gauge, prometheus_client.Histogram]] = {}
         self._ends: dict[tuple[str, str], prometheus_client.Counter] = {}
+
+    def _gauge(
+        self, name: str, meaning: str, labels: Sequence[str] = ()
+    ) -> prometheus_client.Gauge:
+        return prometheus_client.Gauge(name, meaning, labels, registry=self.registry)
 
     def began(self, method: str) -> None:
         """Count a call of one of the server's methods as open."""

@@ -159,7 +159,8 @@ class Server:
         admission: Admission = Admission(),
         tracer: Tracer | None = None,
     ) -> None:
-        self.metrics = Metrics()
+        self._version = importlib.metadata.version("acclimate")
+        self.metrics = Metrics(pool, version=self._version)
         self.metrics.registry.register(InferenceCollector(pool.statistics))
         self.health = Health(storing=(*SERVICES[:2], *SERVICES[4:]), predicting=SERVICES[2:4])
         self._store = store
@@ -247,7 +248,7 @@ class Server:
             served=self.served,
             health=self.health,
             gate=streamed,
-            version=importlib.metadata.version("acclimate"),
+            version=self._version,
         )
         access = AccessServicer(self._store, lane=self._lane, keyring=self.keyring)
         rollout = RolloutServicer(self._store, lane=self._lane, served=self.served)
