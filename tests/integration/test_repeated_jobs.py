@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 from tests.integration.test_label_screening import shots
-from tests.integration.workbench import MODEL, Bench
+from tests.integration.workbench import MODEL, Bench, Shot
 
 from acclimate.demo import digits
 from acclimate_service.domain.examples import Role
@@ -29,6 +32,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     bench.register("bright", size=32)
     bench.job("bright", **CHEAP)
     return bench
+
+
+def mirrored(shot: Shot) -> Shot:
+    """A picture that no domain has yet."""
+    encoded = io.BytesIO()
+    ImageOps.mirror(Image.open(io.BytesIO(shot.image))).save(encoded, "PNG")
+    return replace(shot, image=encoded.getvalue())
 
 
 def file_of(bench: Bench, job: Job) -> str:
@@ -61,8 +71,8 @@ def test_the_same_job_asked_for_again_spends_no_look_and_says_so(bench: Bench) -
     assert repeated(bench, other) == []
     assert bench.store.jobs.looks(MODEL, NIGHT) == 2
 
-    pictures = digits.uci(train=0, holdout=150, seed=1)
-    bench.upload(NIGHT.domain, shots(pictures.holdout[100:], dark=True), Role.HOLDOUT)
+    more = map(mirrored, shots(digits.uci(train=0, holdout=50, seed=1).holdout, dark=True))
+    bench.upload(NIGHT.domain, more, Role.HOLDOUT)
     later = bench.job(NIGHT.domain, **CHEAP)
     assert repeated(bench, later) == []
     assert bench.store.jobs.looks(MODEL, NIGHT) == 3

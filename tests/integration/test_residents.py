@@ -29,7 +29,7 @@ from tests.integration.test_rpc_process import port_of, serving
 
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
-from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.domain.names import AliasName, ModelName, RolloutName, VersionName
 from acclimate_service.domain.rollout import RolloutDraft, RolloutLimits, RolloutMode, RolloutState
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.memory import session_bytes
@@ -90,23 +90,29 @@ def test_a_server_that_starts_loads_what_there_is_room_for_and_the_rest_when_ask
         assert answer.version == str(made[MODELS[-1]])
 
 
+def trial(store: Store, name: str, mode: RolloutMode, gain: float) -> RolloutName:
+    """A rollout, on all requests for a model's production, of another version of it."""
+    draft = RolloutDraft(
+        alias=AliasName(name, "production"),
+        candidate=version(store, ModelName(name), classifier(gain)),
+        mode=mode,
+        share=1.0,
+        limits=RolloutLimits(),
+        promote=False,
+    )
+    return store.rollouts.start(draft, who="ann", why="a test").name
+
+
 def test_rollouts_leave_the_memory_to_what_is_served(store: Store) -> None:
-    """As many candidates as there is memory for; what requests ask for comes first."""
+    """More candidates than there is memory for: nothing is refused, and all are tried."""
     names = MODELS[:3]
     with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
         begun = []
         for number, name in enumerate(names):
             shop = model(store, name)
             promote(service, shop, version(store, shop, classifier(1 + number / 10)))
-            draft = RolloutDraft(
-                alias=AliasName(name, "production"),
-                candidate=version(store, shop, classifier(2 + number / 10)),
-                mode=RolloutMode.CANARY if number else RolloutMode.SHADOW,
-                share=1.0,
-                limits=RolloutLimits(),
-                promote=False,
-            )
-            begun.append(store.rollouts.start(draft, who="ann", why="a test").name)
+            mode = RolloutMode.CANARY if number else RolloutMode.SHADOW
+            begun.append(trial(store, name, mode, 2 + number / 10))
 
         def seen() -> list[int]:
             for name in names:
@@ -119,6 +125,21 @@ def test_rollouts_leave_the_memory_to_what_is_served(store: Store) -> None:
         for rollout in begun:
             found = store.rollouts.get(rollout)
             assert (found.state, found.counts.errors) == (RolloutState.RUNNING, 0)
+
+
+def test_a_server_that_starts_does_not_put_out_what_is_served_for_what_is_tried(
+    store: Store,
+) -> None:
+    made = cameras(store)
+    for name in MODELS[:2]:
+        store.registry.set_alias(AliasName(name, "production"), made[name], who="a test", why="")
+        trial(store, name, RolloutMode.CANARY, 7)
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        ends = time.monotonic() + 1
+        while time.monotonic() < ends:  # it looks for rollouts many times
+            assert ready(service) == {*MODELS[:2]}
+            index = service.oip.RepositoryIndex(oip.RepositoryIndexRequest(ready=True), timeout=10)
+            assert {entry.version for entry in index.models} == {"1"}
 
 
 def test_health_tells_of_a_model_that_would_not_load_again_until_it_does(

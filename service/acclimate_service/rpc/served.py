@@ -82,7 +82,7 @@ class Served:
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._failing: set[str] = set()  # what production points at and would not load
         self._unloaded: set[str] = set()  # models that are not to be answered here
-        self.trials = Trials(store, pool, lane=lane, load=self._load)
+        self.trials = Trials(store, pool, lane=lane, load=self._load, fits=self._fits)
         self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
 
     @property
@@ -351,6 +351,11 @@ class Served:
             footprint=self._opening.footprint(version),
             prompt=prompt,
         )
+
+    async def _fits(self, name: VersionName) -> bool:
+        """Whether a version would fit beside all that is in memory."""
+        version = await self._lane.run(self._store.registry.get_version, name)
+        return self._pool.fits(self._opening.footprint(version))
 
     async def _load_again(self, alias: AliasName, name: VersionName) -> Handle[ModelVersion]:
         """Load what *alias* points at, for a request; health tells if it cannot be."""

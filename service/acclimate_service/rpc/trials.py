@@ -65,6 +65,7 @@ SHADOW_SECONDS = 30.0  # nobody waits for a shadow
 
 Hold = Handle[ModelVersion]
 Load = Callable[[VersionName], Awaitable[Hold]]
+Fits = Callable[[VersionName], Awaitable[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +97,22 @@ class _Trial:
 class Trials:
     """The rollouts that run on this server. Belongs to one event loop.
 
-    *load* brings a version into *pool* and holds it.
+    *load* brings a version into *pool* and holds it; *fits* says whether there is room for it
+    beside all that is there.
     """
 
-    def __init__(self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load) -> None:
+    def __init__(
+        self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load, fits: Fits
+    ) -> None:
         self._store = store
         self._pool = pool
         self._lane = lane
         self._load = load
+        self._fits = fits
         self._trials: dict[str, _Trial] = {}  # by the alias's name
         self._catching_up = asyncio.Lock()
         self._telling: asyncio.Task[Rollout] | None = None
+        self._bringing: asyncio.Task[None] | None = None
 
     # ── answering ────────────────────────────────────────────────────────────
 
@@ -251,9 +257,10 @@ class Trials:
             if known is None or known.rollout.name != found.name:
                 self._put_down(alias)
                 self._trials[alias] = self._take_up(found)
-                new.append(self._bring(self._trials[alias]))
+                new.append(self._trials[alias])
         if new:
-            await asyncio.wait(new, timeout=TAKE_UP_SECONDS)
+            self._bringing = asyncio.create_task(self._bring_what_fits(new))
+            await asyncio.wait({self._bringing}, timeout=TAKE_UP_SECONDS)
 
     async def _tell(self, trial: _Trial) -> None:
         seen, trial.seen = trial.seen, Counts()
@@ -277,6 +284,13 @@ class Trials:
         """Begin it here. The pool keeps its candidate as what an alias points at."""
         self._pool.point(str(rollout.name), str(rollout.draft.candidate), cold=True)
         return _Trial(rollout)
+
+    async def _bring_what_fits(self, trials: list[_Trial]) -> None:
+        """Load candidates one by one; those that would put others out wait to be asked for."""
+        for trial in trials:
+            with contextlib.suppress(ServiceError):  # whoever asks for it will hear of it
+                if await self._fits(trial.rollout.draft.candidate):
+                    await asyncio.wait({self._bring(trial)})
 
     def _bring(self, trial: _Trial) -> asyncio.Task[None]:
         """Have the candidate loaded, once at a time."""
@@ -317,6 +331,8 @@ class Trials:
             for trial in list(self._trials.values()):
                 await self._tell(trial)
         finally:
+            if self._bringing is not None:
+                self._bringing.cancel()
             for alias in list(self._trials):
                 self._put_down(alias)
 
