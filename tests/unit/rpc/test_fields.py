@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import unicodedata
+
 import pytest
 from google.protobuf import struct_pb2
 from hypothesis import given
@@ -84,3 +87,11 @@ def test_a_struct_that_nests_too_deeply_is_refused() -> None:
         inner = inner.get_or_create_struct("a")
     with pytest.raises(InvalidSpec, match="too deep"):
         fields.json_of("overrides", struct)
+
+
+def test_what_is_no_plain_line_is_what_unicode_calls_so_and_nothing_else() -> None:
+    bidi = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    for number in range(sys.maxunicode + 1):
+        character = chr(number)
+        plain = unicodedata.category(character) not in ("Cc", "Zl", "Zp", "Cs")
+        assert (fields._NOT_PLAIN.search(character) is None) == (plain and character not in bidi)

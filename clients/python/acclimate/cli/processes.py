@@ -85,8 +85,8 @@ def serve(
 ) -> None:
     """Run the serving process: gRPC, predictions, uploads. It never loads torch.
 
-    Every further setting is an environment variable ACCLIMATE_<NAME>; TLS and tokens
-    are in docs/security.md.
+    Every further setting is an environment variable ACCLIMATE_<NAME>, see docs/settings.md;
+    TLS and tokens are in docs/security.md.
 
     Example: acclimate serve --home /var/lib/acclimate --port 50051
     """
@@ -116,7 +116,7 @@ def work(
 ) -> None:
     """Run a worker: it claims jobs one by one and works on them.
 
-    Every further setting is an environment variable ACCLIMATE_<NAME>.
+    Every further setting is an environment variable ACCLIMATE_<NAME>, see docs/settings.md.
 
     Example: acclimate work --home /var/lib/acclimate --device cuda:0
     """

@@ -66,7 +66,7 @@ def up(
 
     Both write their logs to stderr. What dies is started again, unless it says that its
     settings cannot be met; SIGTERM or Ctrl-C ends both in order, a second one at once.
-    Every further setting is an environment variable ACCLIMATE_<NAME>.
+    Every further setting is an environment variable ACCLIMATE_<NAME>, see docs/settings.md.
 
     Example: acclimate up --home ./acclimate-data
     """
