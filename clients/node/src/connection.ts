@@ -32,6 +32,8 @@ export interface TLS {
   ca?: string;
   certificate?: string;
   key?: string;
+  /** The name that the server's certificate is for, where it is not the one that is called. */
+  name?: string;
 }
 
 export interface Settings {
@@ -63,6 +65,7 @@ export class Connection {
     readonly patience: number,
     private readonly retries: number,
     private readonly token: string | undefined,
+    private readonly name: string | undefined,
   ) {}
 
   /** @throws RangeError a token would leave this machine in plain text. */
@@ -78,6 +81,7 @@ export class Connection {
       settings.patience ?? 120,
       settings.retries ?? 5,
       token,
+      tls?.name,
     );
   }
 
@@ -91,6 +95,12 @@ export class Connection {
       // A server that froze, or a network that is gone, is noticed within half a minute.
       "grpc.keepalive_time_ms": 20_000,
       "grpc.keepalive_timeout_ms": 10_000,
+      ...(this.name === undefined
+        ? {}
+        : {
+            "grpc.ssl_target_name_override": this.name,
+            "grpc.default_authority": this.name,
+          }),
     };
   }
 

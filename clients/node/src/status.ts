@@ -20,6 +20,8 @@ const CLASSES = new Map<number, new (message: string, facts: errors.Facts) => er
   [status.DEADLINE_EXCEEDED, errors.DeadlineExceeded],
 ]);
 
+const TLS_REFUSED = "TLS_REFUSED";
+
 /** The error that a failed call stands for; what is not of gRPC passes through. */
 export function errorOf(failure: unknown): unknown {
   if (!isServiceError(failure)) return failure;
@@ -30,8 +32,13 @@ export function errorOf(failure: unknown): unknown {
   // What grpc-js makes of a connection that broke under a call.
   const broken = failure.code === status.INTERNAL && /RST_STREAM|ECONNRESET/.test(failure.details);
   let found = broken ? errors.Unavailable : (CLASSES.get(failure.code) ?? errors.ServiceFault);
+  // What Node.js says of a certificate that it does not trust, with the code of an absent service.
+  if (failure.code === status.UNAVAILABLE && /certificate/i.test(failure.details)) {
+    facts.reason = TLS_REFUSED;
+  }
   // Of a message over the limit of either side, with the code of a full queue.
-  if (failure.code === status.RESOURCE_EXHAUSTED && /message larger than max/.test(failure.details)) {
+  const large = /message larger than max|size larger than/;
+  if (failure.code === status.RESOURCE_EXHAUSTED && large.test(failure.details)) {
     found = errors.InvalidRequest;
     facts.reason = "MESSAGE_TOO_LARGE";
   }
@@ -40,7 +47,8 @@ export function errorOf(failure: unknown): unknown {
 
 /** Whether the same call may well succeed a moment later. */
 export function isTransient(error: unknown): boolean {
-  return error instanceof errors.Unavailable || error instanceof errors.Overloaded;
+  const passing = error instanceof errors.Unavailable || error instanceof errors.Overloaded;
+  return passing && error.reason !== TLS_REFUSED;
 }
 
 function isServiceError(failure: unknown): failure is ServiceError {
