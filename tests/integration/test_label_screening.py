@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from tests.integration.workbench import Bench, Shot
+from tests.integration.workbench import MODEL, Bench, Shot
 
 from acclimate.demo import digits
 from acclimate_service.domain.examples import Role
@@ -63,6 +63,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     bench.register("bright", size=SIZE)
     job = bench.job("bright", guard=ROOMY, **QUICK)
     assert job.state is JobState.SUCCEEDED, job.summary
+    made = bench.store.registry.version_of_job(job.name)
+    assert made is not None
+    assert made.manifest.preprocessing.decoding == bench.store.registry.get_model(MODEL).decoding
     return bench
 
 

@@ -86,6 +86,16 @@ def test_an_honest_adaptation_passes_and_its_report_tells_of_slices(bench: Bench
     assert "shelf=low" in bench.report(job).decode()
 
 
+def test_versions_are_trained_and_judged_on_jpegs_decoded_as_the_model_says(bench: Bench) -> None:
+    registry = bench.store.registry
+    assert registry.get_model(MODEL).decoding == "scaled"
+    versions = registry.list_versions(MODEL).items
+    assert versions
+    for version in versions:
+        assert version.manifest.preprocessing.decoding == "scaled"
+        assert version.manifest.format == 2
+
+
 def test_naive_fine_tuning_is_rejected_for_forgetting(bench: Bench) -> None:
     """Every weight moves, Adam at 1e-3, BatchNorm updating; no replay, no blend."""
     store = bench.store
