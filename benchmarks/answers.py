@@ -89,28 +89,27 @@ def answers(network: Network, files: Sequence[bytes], truth: Sequence[str] = ())
         }
     if truth:
         names, labels = np.unique([truth[place] for place in large], return_inverse=True)
-        told["heads"] = {"labels": len(names)} | heads(found["full"][1], found["scaled"][1], labels)
+        told["labels"] = len(names)
+        for name in ("scaled", "moved"):
+            told[name]["heads"] = heads(found["full"][1], found[name][1], labels)
     return told
 
 
-def heads(full: Floats, scaled: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """The images that heads answer rightly which are fitted to either kind of embeddings."""
-    right = {"full": np.zeros(len(labels), bool), "scaled": np.zeros(len(labels), bool)}
+def heads(full: Floats, other: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """What heads answer rightly that are fitted to either kind of embeddings, and asked with it."""
+    kinds = {"full": full, "other": other}
+    right = {name: np.zeros(len(labels), bool) for name in kinds}
     same = np.zeros(len(labels), bool)
     fold = np.arange(len(labels)) % FOLDS
     for number in range(FOLDS):
         held = fold == number
-        said = {
-            name: _fitted(embeddings[~held], labels[~held])(embeddings[held])
-            for name, embeddings in (("full", full), ("scaled", scaled))
-        }
-        for name, answer in said.items():
-            right[name][held] = answer == labels[held]
-        # One head, both decodings: what a model says that was trained on all pixels.
-        old = _fitted(full[~held], labels[~held])
-        same[held] = old(full[held]) == old(scaled[held])
-    lost = int((right["full"] & ~right["scaled"]).sum())
-    won = int((right["scaled"] & ~right["full"]).sum())
+        for name, embeddings in kinds.items():
+            head = _fitted(embeddings[~held], labels[~held])
+            right[name][held] = head(embeddings[held]) == labels[held]
+            if name == "full":  # which is asked with the other kind as well
+                same[held] = head(full[held]) == head(other[held])
+    lost = int((right["full"] & ~right["other"]).sum())
+    won = int((right["other"] & ~right["full"]).sum())
     return {
         "same": float(same.mean()),
         "accuracy": {name: float(found.mean()) for name, found in right.items()},

@@ -1,6 +1,6 @@
 """What decoding large JPEGs small saves, what it changes, and what a service gains by it.
 
-    ./run bench decoding [--photos FOLDER] [--images N] [--no-service] [--quick] [--json PATH]
+    ./run bench decoding [--photos FOLDER] [--images N] [--only TABLE] [--quick] [--json PATH]
 
 Photographs of cameras' sizes are mosaics of webcam photographs at their own resolution.
 *Processor ms* are of one thread, full and scaled in turns, the median; a *view* is an
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import torch
 from benchmarks import frame, mosaics, standing
 from benchmarks.answers import answers, network_at, scaled_of
 from benchmarks.contest.pairs import PHOTOS
-from benchmarks.load import call, h2load
+from benchmarks.load import Call, call, h2load
 from benchmarks.serving import PREDICT
 from numpy.typing import NDArray
 
@@ -59,6 +59,11 @@ SIZES = ((320, 240), (640, 480), (1280, 720), (1920, 1080), (3840, 2160))
 SERVED = ((640, 480), (1920, 1080), (3840, 2160))
 SMALL = (64, 96, 112)  # pixels a side at which real photographs are large
 AT_ONCE = 8
+GUESS = 30.0  # requests a second, before any was measured
+ANSWERS = (
+    "images, how many, same top of 1000, most, moved: same, most, labels, same top, moved: same,"
+    " full right, scaled right, lost and won, moved: lost and won, drop at most"
+)
 VIEW = Augmentation(area=GENTLE.area, ratio=GENTLE.ratio)
 
 # What a process of its own says that decoding one file adds to its peak, in MiB.
@@ -82,6 +87,16 @@ print(peak() - before)
 
 
 # ── what it costs ────────────────────────────────────────────────────────────
+
+
+def costs(files: Mapping[tuple[int, int], Sequence[bytes]]) -> list[dict[str, Any]]:
+    """What either decoding of each size costs."""
+    heading(
+        "photograph, bytes, decoded at, full ms, scaled ms, times, view full, view scaled,"
+        " mean difference, most, full MiB, scaled MiB"
+    )
+    full = network_at(standing.SIZE).preprocessing
+    return [show_cost(cost(some, full, scaled_of(full))) for some in files.values()]
 
 
 def cost(files: Sequence[bytes], full: Preprocessing, scaled: Preprocessing) -> dict[str, Any]:
@@ -155,35 +170,40 @@ def add_scaled(home: Path) -> VersionName:
 
 
 def served(
-    given: argparse.Namespace, files: Sequence[bytes], *, rounds: int, seconds: float
+    given: argparse.Namespace, files: Mapping[tuple[int, int], Sequence[bytes]]
 ) -> list[dict[str, Any]]:
-    """Images a second of either version for each of the *files*, medians over the rounds."""
+    """Images a second of either version for one file of each size, medians over the rounds."""
+    heading("photograph, bytes, full images/s, scaled, times")
+    rounds, seconds = (2, 1.0) if given.quick else (5, 3.0)
+    rows = []
     with frame.home(given) as home:
         versions = {"full": VersionName(standing.MODEL, "1"), "scaled": add_scaled(home)}
-        rows = []
         with standing.serving(home) as server:
-            for file in files:
-                calls = {
-                    name: call(
-                        server.port,
-                        PREDICT,
-                        inference_pb2.PredictRequest(
-                            model=str(version), images=[file]
-                        ).SerializeToString(),
-                    )
-                    for name, version in versions.items()
-                }
-                rates: dict[str, list[float]] = {name: [] for name in calls}
-                for _ in range(rounds):
-                    for name, to in calls.items():
-                        likely = rates[name][-1] if rates[name] else 30.0
-                        count = max(round(likely * seconds), 2 * AT_ONCE)
-                        rates[name].append(h2load(to, clients=AT_ONCE, requests=count).rate)
-                # The first of each only says how many requests are worth sending.
-                medians = {name: statistics.median(found[1:]) for name, found in rates.items()}
-                width, height = opened(file).size
-                rows.append({"size": f"{width} x {height}", "bytes": len(file), "rate": medians})
-        return rows
+            for size in SERVED:
+                if size in files:
+                    file = files[size][0]
+                    calls = {
+                        name: call(server.port, PREDICT, asked(version, file))
+                        for name, version in versions.items()
+                    }
+                    rates = rates_of(calls, rounds=rounds, seconds=seconds)
+                    rows.append(show_rates(size, file, rates))
+    return rows
+
+
+def asked(version: VersionName, file: bytes) -> bytes:
+    """The request for what a version says of a file."""
+    return inference_pb2.PredictRequest(model=str(version), images=[file]).SerializeToString()
+
+
+def rates_of(calls: Mapping[str, Call], *, rounds: int, seconds: float) -> dict[str, float]:
+    """Requests a second of each call, in turns; the median of all rounds but the first."""
+    rates = {name: [GUESS] for name in calls}
+    for _ in range(rounds):
+        for name, to in calls.items():
+            count = max(round(rates[name][-1] * seconds), 2 * AT_ONCE)
+            rates[name].append(h2load(to, clients=AT_ONCE, requests=count).rate)
+    return {name: statistics.median(found[2:]) for name, found in rates.items()}
 
 
 # ── the whole ────────────────────────────────────────────────────────────────
@@ -195,48 +215,52 @@ def main() -> None:
     photos = Path(os.environ.get("ACCLIMATE_TEST_PHOTOS", PHOTOS))
     parser.add_argument("--photos", type=Path, default=photos)
     parser.add_argument("--images", type=int, default=60, help="of each size")
-    parser.add_argument("--no-service", action="store_true", help="only the first two tables")
+    parser.add_argument("--only", choices=["costs", "answers", "service"], help="one table")
     given = parser.parse_args()
     if given.quick:
         given.images = 4
     torch.set_num_threads(1)
     rng = np.random.default_rng(1)
     webcam = mosaics.photographs(given.photos / "webcam")
-    sizes = SIZES[2:4] if given.quick else SIZES
     files = {
         size: [mosaics.mosaic(webcam, *size, rng=rng) for _ in range(given.images)]
-        for size in sizes
+        for size in (SIZES[2:4] if given.quick else SIZES)
     }
-    network = network_at(standing.SIZE)
-    full = network.preprocessing
-    found: dict[str, Any] = {"interpolation": full.interpolation}
-    heading(
-        "photograph, bytes, decoded at, full ms, scaled ms, times, view full, view scaled,"
-        " mean difference, most, full MiB, scaled MiB"
-    )
-    found["costs"] = [show_cost(cost(some, full, scaled_of(full))) for some in files.values()]
-    heading(
-        "images, how many, same top of 1000, most, moved: same, most,"
-        " labels, same top, full right, scaled right, lost, won, drop at most"
-    )
-    found["answers"] = []
-    for size in sizes:
-        if scale_for(centre_box(*size, scaled_of(full)), scaled_of(full)) > 1:
-            what = f"mosaics of {size[0]} x {size[1]}, {standing.SIZE} px"
-            found["answers"].append(show_answers(what, answers(network, files[size])))
-    every = webcam + mosaics.photographs(given.photos / "amazon")
-    every = every[:: 20 if given.quick else 1]
-    real, truth = [photo.read_bytes() for photo in every], [photo.parent.name for photo in every]
-    for side in SMALL[:1] if given.quick else SMALL:
-        told = answers(network_at(side), real, truth)
-        found["answers"].append(show_answers(f"photographs, {side} px", told))
-    if not given.no_service:
-        heading("photograph, bytes, full images/s, scaled, times")
-        rounds, seconds = (2, 1.0) if given.quick else (4, 3.0)
-        asked = [files[size][0] for size in sizes if size in SERVED]
-        found["served"] = served(given, asked, rounds=rounds, seconds=seconds)
-        show_served(found["served"])
+    found: dict[str, Any] = {}
+    if given.only in (None, "costs"):
+        found["costs"] = costs(files)
+    if given.only in (None, "answers"):
+        found["answers"] = [*of_mosaics(files), *of_photographs(given)]
+    if given.only in (None, "service"):
+        found["served"] = served(given, files)
     frame.keep(given, found)
+
+
+def of_mosaics(files: Mapping[tuple[int, int], Sequence[bytes]]) -> list[dict[str, Any]]:
+    """How the answers to mosaics change that are large for 224 pixels."""
+    heading(ANSWERS)
+    network = network_at(standing.SIZE)
+    how = scaled_of(network.preprocessing)
+    rows = []
+    for size, some in files.items():
+        if scale_for(centre_box(*size, how), how) > 1:
+            what = f"mosaics of {size[0]} x {size[1]}, {standing.SIZE} px"
+            rows.append(show_answers(what, answers(network, some)))
+    return rows
+
+
+def of_photographs(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """How the answers to real photographs change, with so few pixels that these are large."""
+    photos = [
+        photo
+        for domain in ("webcam", "amazon")
+        for photo in mosaics.photographs(given.photos / domain)[:: 20 if given.quick else 1]
+    ]
+    files, truth = [photo.read_bytes() for photo in photos], [p.parent.name for p in photos]
+    return [
+        show_answers(f"photographs, {side} px", answers(network_at(side), files, truth))
+        for side in (SMALL[:1] if given.quick else SMALL)
+    ]
 
 
 def heading(columns: str) -> None:
@@ -260,32 +284,28 @@ def show_cost(row: dict[str, Any]) -> dict[str, Any]:
 
 def show_answers(what: str, row: dict[str, Any]) -> dict[str, Any]:
     """Print a row of the second table."""
-    scaled, other = row["scaled"], row["moved"]
-    print(
-        f"| {what} | {row['images']} | {scaled['same']:.1%} | {scaled['most']:.3f} "
-        f"| {other['same']:.1%} | {other['most']:.3f} |",
-        end="",
-    )
-    if ten := row.get("heads"):
-        right = ten["accuracy"]
-        print(
-            f" {ten['labels']} | {ten['same']:.1%} | {right['full']:.1%} | {right['scaled']:.1%} "
-            f"| {ten['lost']} | {ten['won']} | {ten['drop at most']:.1%} |",
-            end="",
-        )
-    print(flush=True)
+    cells = [what, row["images"]]
+    for name in ("scaled", "moved"):
+        cells += [f"{row[name]['same']:.1%}", f"{row[name]['most']:.3f}"]
+    if "labels" in row:
+        scaled, other = row["scaled"]["heads"], row["moved"]["heads"]
+        cells += [row["labels"], f"{scaled['same']:.1%}", f"{other['same']:.1%}"]
+        cells += [f"{scaled['accuracy'][name]:.1%}" for name in ("full", "other")]
+        cells += [f"{one['lost']}; {one['won']}" for one in (scaled, other)]
+        cells += [f"{scaled['drop at most']:.1%}"]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return row
 
 
-def show_served(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the third table."""
-    for row in rows:
-        rate = row["rate"]
-        print(
-            f"| {row['size']} | {row['bytes']:,} | {rate['full']:.1f} | {rate['scaled']:.1f} "
-            f"| {rate['scaled'] / rate['full']:.2f} |",
-            flush=True,
-        )
+def show_rates(size: tuple[int, int], file: bytes, rates: dict[str, float]) -> dict[str, Any]:
+    """Print a row of the third table."""
+    full, scaled = rates["full"], rates["scaled"]
+    print(
+        f"| {size[0]} x {size[1]} | {len(file):,} | {full:.1f} | {scaled:.1f} "
+        f"| {scaled / full:.2f} |",
+        flush=True,
+    )
+    return {"size": size, "bytes": len(file), "rates": rates}
 
 
 if __name__ == "__main__":
