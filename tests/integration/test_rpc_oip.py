@@ -109,7 +109,10 @@ def test_every_form_of_the_same_images_has_the_same_answer(service: Service) -> 
     assert [output.name for output in first.outputs] == ["probabilities", "logits", "embeddings"]
     wanted = numbers(first, "logits")
     assert wanted.argmax(axis=1).tolist() == [0, 2]
-    for other in (raw("forms", PIXELS.astype(np.float32)), encoded):
+    column = pb.ModelInferRequest()
+    column.CopyFrom(encoded)
+    column.inputs[0].shape[:] = [2, 1]
+    for other in (raw("forms", PIXELS.astype(np.float32)), encoded, column):
         assert np.array_equal(numbers(infer(other, timeout=10), "logits"), wanted)
     for other in (typed, floats, listed):
         answer = infer(other, timeout=10)
@@ -152,6 +155,14 @@ REFUSED: dict[str, tuple[pb.ModelInferRequest, str]] = {
         "INPUT_MISMATCH",
     ),
     "no input": (pb.ModelInferRequest(model_name="refused"), "INPUT_MISMATCH"),
+    "two files an image": (
+        pb.ModelInferRequest(
+            model_name="refused",
+            inputs=[Tensor(name="images", datatype="BYTES", shape=[1, 2])],
+            raw_input_contents=[struct.pack("<II", 0, 0)],
+        ),
+        "INPUT_MISMATCH",
+    ),
     "another type": (
         pb.ModelInferRequest(
             model_name="refused",

@@ -1,8 +1,8 @@
 """Inference messages of the Open Inference Protocol: only proto ↔ arrays.
 
 A model has one input, ``images``, which comes as UINT8 pixels [N, size, size, 3], as
-FP32 of the same shape holding whole numbers from 0 to 255, or as BYTES [N]: N image
-files. Its outputs are FP32. Tensors may be raw (row-major, little-endian) or typed; an
+FP32 of the same shape holding whole numbers from 0 to 255, or as BYTES [N] or [N, 1]: N
+image files. Its outputs are FP32. Tensors may be raw (row-major, little-endian) or typed; an
 answer has the form of its request.
 """
 
@@ -82,7 +82,8 @@ def images(request: pb.ModelInferRequest, preprocessing: Preprocessing) -> Pixel
     _no_shared_memory(tensor.parameters)
     raw = _raw(request, tensor)
     if tensor.datatype == "BYTES":
-        count = _count(tensor.shape, ())
+        # [N, 1] is how clients of Triton's send one string an image.
+        count = _count(tensor.shape, (1,) if len(tensor.shape) > 1 else ())
         files = tensor.contents.bytes_contents if raw is None else _strings(raw)
         if len(files) != count:
             raise InputMismatch(f"the shape says {count} image files, {len(files)} came")
