@@ -27,7 +27,7 @@ from acclimate_service.training.trunk import Trunk
 # A chance above which more certainty is worth no gain. No higher, as drops look larger here than
 # they are: the incumbent was itself chosen on these source-select images.
 SURE = 0.5
-CAUTIOUS = 0.8  # the chance asked of a step whose gain nobody can tell
+CAUTIOUS = 0.8  # of the chance that no step has: asked of one whose gain nobody can tell
 TIE = 0.002  # of accuracy: not worth a longer step
 NLL_TIE = 0.01  # nats, likewise
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -240,9 +240,9 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     answer to stop at: where it is full, the loss still says how far to go.
     """
     if curve[0].target is None:
-        within = [p for p in curve if _permitted(p, tolerance)]
-        alpha = max(p.alpha for p in within)
-        return alpha, "no target-select images tell what is gained: the longest cautious step"
+        within = [p.alpha for p in curve if _permitted(p, curve[0], tolerance)]
+        reason = "no target-select images tell what is gained: the longest cautious step"
+        return max(within), reason
     merits = [merit(point, tolerance) for point in curve]
     if max(merits) - merits[0] <= TIE:
         return 0.0, "no step promises a gain that the guard would let pass"
@@ -265,10 +265,18 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     )
 
 
-def _permitted(point: Point, tolerance: Tolerance) -> bool:
+def _permitted(point: Point, incumbent: Point, tolerance: Tolerance) -> bool:
+    """Whether a step that may gain nothing is about as safe as none. That one always is.
+
+    As safe as none, not safe outright: of a few source images nobody can tell the
+    incumbent itself to stay within the limit.
+    """
     if point.alpha > tolerance.blind:
         return False
-    return point.source is None or tolerance.chance(point.source) >= CAUTIOUS
+    if point.source is None or incumbent.source is None:
+        return True
+    asked = CAUTIOUS * tolerance.chance(incumbent.source)
+    return tolerance.chance(point.source) >= asked
 
 
 def _point(alpha: float, now: Standing, before: Standing) -> Point:

@@ -115,6 +115,20 @@ def test_without_source_images_the_step_is_cautious_and_says_so():
     assert "no source images" in reason
 
 
+@pytest.mark.parametrize("images", [1, 4, 41, 60, 1000])
+def test_without_target_images_a_harmless_step_is_taken_however_few_the_source_has(images):
+    def blind(alpha, *, drop=0.0, error=0.0):
+        source = change(-drop, images=images, lost=round(images * drop), error=error)
+        return dataclasses.replace(
+            point(alpha, gain=0), target=None, target_accuracy=None, target_nll=None, source=source
+        )
+
+    harmless = [blind(0.0), blind(0.2, error=0.002), blind(0.4, error=0.004), blind(1.0)]
+    assert choose(harmless, Tolerance())[0] == 0.4
+    harmful = [blind(0.0), blind(0.2, drop=0.2, error=0.1), blind(0.4, drop=1.0, error=0.1)]
+    assert choose(harmful, Tolerance())[0] == 0.0
+
+
 def test_without_target_images_the_step_is_cautious_and_says_so():
     curve = [
         dataclasses.replace(point(a, gain=0), target=None, target_accuracy=None)
