@@ -106,7 +106,9 @@ def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: s
     examples, jobs = schema.examples, schema.jobs
     rows = tx.rows(sa.select(examples).where(examples.c.content == content))
     if not rows:
-        raise NotFound(f"an image of content {content}", see="the digests of ListExamples")
+        raise NotFound(
+            f"image of content {content}", see="the ways to name one in `store erase --help`"
+        )
     busy = tx.scalar(
         sa.select(jobs.c.id)
         .where(jobs.c.state.in_(_UNENDED))

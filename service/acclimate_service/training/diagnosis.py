@@ -52,8 +52,6 @@ class Epoch:
     gradient_norm: float  # the median over the steps
     select_accuracy: float | None = None
     select_nll: float | None = None
-    source_accuracy: float | None = None
-    source_nll: float | None = None
 
 
 LEARNED = 0.95  # accuracy from which a network counts as able to fit the images

@@ -192,7 +192,7 @@ class Story:
     def _learning(self) -> Table:
         """One row for each strategy that was tried: its last epoch, and how select rose."""
         table = Table(box=None, header_style="dim", pad_edge=False)
-        for column in ("STRATEGY", "EPOCH", "LOSS", "TRAIN", "SELECT", "SOURCE", "", "S/EPOCH"):
+        for column in ("STRATEGY", "EPOCH", "LOSS", "TRAIN", "SELECT", "", "S/EPOCH"):
             table.add_column(column, no_wrap=True)
         for strategy, epochs in list(self._epochs.items()):  # drawn on a thread of its own
             last = epochs[-1]
@@ -202,7 +202,6 @@ class Story:
                 _number(last.get("train_loss")),
                 percent(last.get("train_accuracy")),
                 percent(last.get("select_accuracy")),
-                percent(last.get("source_accuracy")),
                 Text(sparkline([epoch.get("select_accuracy") for epoch in epochs]), style="cyan"),
                 _number(last.get("seconds")),
             )
