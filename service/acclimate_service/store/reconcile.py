@@ -88,8 +88,9 @@ def spoken_of(tx: Transaction) -> frozenset[str]:
         (schema.jobs, ("summary", "report_html", "report_json")),
         (schema.checkpoints, ("record", "blobs")),
     ):
-        texts = (sa.cast(table.c[name], sa.Text) for name in columns)
-        for row in tx.connection.execute(sa.select(*texts)):
+        texts = sa.select(*(sa.cast(table.c[name], sa.Text) for name in columns))
+        # Some at a time: the summaries of many jobs would fill the server's memory.
+        for row in tx.connection.execute(texts.execution_options(yield_per=_GROUP)):
             found.update(digests_in(" ".join(row)))
     return frozenset(found)
 
