@@ -28,6 +28,7 @@ from tests.integration.rpc_server import (
 )
 
 from acclimate.v1 import inference_pb2, registry_pb2
+from acclimate_service.domain.model import MANIFEST_FORMAT
 from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.domain.weights_form import HEAD_BYTES
 from acclimate_service.rpc.server import Limits
@@ -290,7 +291,7 @@ def test_a_newer_worker_s_version_is_served_if_its_format_is_known_and_else_the_
     promoted_by_a_newer_worker(second, carbon={"grams": 7})
     until(lambda: service.inference.Predict(ask(name, RED), timeout=10).version == str(second))
     failed = service.server.metrics.swaps.labels("failed")._value.get()
-    promoted_by_a_newer_worker(third, format=2)
+    promoted_by_a_newer_worker(third, format=MANIFEST_FORMAT + 1)
     until(lambda: service.server.metrics.swaps.labels("failed")._value.get() > failed)
     assert service.inference.Predict(ask(name, RED), timeout=10).version == str(second)
     code, info = refusal(
