@@ -219,10 +219,10 @@ def past_the_best(curve: Sequence[Point], tolerance: Tolerance) -> bool:
     return lacking > _tie(curve) and _safety(best, tolerance) == 1
 
 
-def _tie(curve: Sequence[Point]) -> float:
-    """Half a select image: less does not tell two points apart."""
+def _tie(curve: Sequence[Point], *, images: float = 0.5) -> float:
+    """The accuracy that so many select images make: half of one tells no two points apart."""
     target = curve[0].target
-    return TIE if target is None else max(TIE, 0.5 / target.images)
+    return TIE if target is None else max(TIE, images / target.images)
 
 
 def _safety(point: Point, tolerance: Tolerance) -> float:
@@ -234,10 +234,11 @@ def _safety(point: Point, tolerance: Tolerance) -> float:
 def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     """The point of the curve to take, and why. Pure; the curve begins at the incumbent.
 
-    The incumbent, if nothing gains ``TIE`` over it. Of points that less than half an image
-    tells apart and none less safe, those with the lowest target loss, within ``NLL_TIE``;
-    of these the one nearest to the incumbent. Accuracy on a hundred images is too coarse an
-    answer to stop at: where it is full, the loss still says how far to go.
+    The incumbent, if nothing gains ``TIE`` over it. Of the points that half an image at most
+    tells from the best, or a whole one if they go further, and none less safe, those with the
+    lowest target loss, within ``NLL_TIE``; of these the one nearest to the incumbent. Accuracy
+    on a hundred images is too coarse an answer to stop at: where it is full, or one image
+    better, the loss still says how far to go.
     """
     if curve[0].target is None:
         within = [p.alpha for p in curve if _permitted(p, curve[0], tolerance)]
@@ -246,12 +247,14 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     merits = [merit(point, tolerance) for point in curve]
     if max(merits) - merits[0] <= TIE:
         return 0.0, "no step promises a gain that the guard would let pass"
-    near = max(merits) - _tie(curve)
-    safety = _safety(curve[merits.index(max(merits))], tolerance)
+    top = merits.index(max(merits))
+    safety = _safety(curve[top], tolerance)
     tied = [
-        p
-        for p, m in zip(curve[1:], merits[1:], strict=True)
-        if m >= near and _safety(p, tolerance) >= safety
+        point
+        for place, (point, found) in enumerate(zip(curve, merits, strict=True))
+        if place
+        and found >= merits[top] - _tie(curve, images=1 if place > top else 0.5)
+        and _safety(point, tolerance) >= safety
     ]
     lowest = min(p.target_nll for p in tied if p.target_nll is not None)
     best = next(p for p in tied if p.target_nll is not None and p.target_nll <= lowest + NLL_TIE)

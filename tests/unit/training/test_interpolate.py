@@ -74,6 +74,19 @@ def test_where_no_image_tells_points_apart_the_loss_says_how_far_to_go():
     assert choose(curve, Tolerance())[0] == 0.6
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_one_image_more_is_no_reason_to_stop_short_of_a_lower_loss(images):
+    gains = {0.0: 0.0, 0.4: 0.1 + images / 200, 0.8: 0.1, 1.0: 0.1}
+    losses = {0.0: 2.0, 0.4: 0.26, 0.8: 0.17, 1.0: 0.15}
+    curve = [dataclasses.replace(point(a, gain=gains[a]), target_nll=losses[a]) for a in gains]
+    assert choose(curve, Tolerance())[0] == (1.0 if images == 1 else 0.4)
+
+
+def test_one_image_more_is_no_reason_to_go_back():
+    curve = [point(0.0, gain=0), point(0.2, gain=0.096), point(1.0, gain=0.1)]
+    assert choose(curve, Tolerance())[0] == 1.0
+
+
 def test_a_small_safe_gain_is_not_given_for_a_lower_loss_that_costs_the_source():
     near = dataclasses.replace(point(0.1, gain=0.004), target_nll=1.9)
     far = dataclasses.replace(point(1.0, gain=0.9, drop=0.5, nll_rise=5.0), target_nll=0.1)
