@@ -24,7 +24,7 @@ class Failure(enum.Enum):
     OVERFITTING = "OVERFITTING"
     FORGETTING = "FORGETTING"
     INSTABILITY = "INSTABILITY"
-    SHOCK = "SHOCK"  # select images got worse right after stages were unfrozen
+    SHOCK = "SHOCK"  # select images got worse when stages were unfrozen, and stayed so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ WORSE = 0.02  # of select accuracy: what one epoch must not cost
 
 
 def shock(change: Change) -> str | None:
-    """Worse on select right after unfreezing, beyond chance: the sign, if it is there.
+    """Worse on select since stages were unfrozen, beyond chance: the sign, if it is there.
 
     More images lost than won by twice the standard deviation that as many flips of a fair
     coin have (McNemar's test).
@@ -144,8 +144,7 @@ def shock(change: Change) -> str | None:
     if change.drop < WORSE or fallen <= 2 * math.sqrt(change.lost + change.won):
         return None
     return (
-        f"{change.lost} select images lost and {change.won} won of {change.images} right after "
-        "unfreezing"
+        f"{change.lost} select images lost and {change.won} won of {change.images} since unfreezing"
     )
 
 

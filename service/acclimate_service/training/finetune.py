@@ -31,7 +31,7 @@ from acclimate_service.training.diagnosis import (
     overfitting,
     shock,
 )
-from acclimate_service.training.measure import SOFTNESS, Scores, answers, evaluate
+from acclimate_service.training.measure import Scores, answers, evaluate
 from acclimate_service.training.network import Network
 from acclimate_service.training.objective import Objective
 from acclimate_service.training.optimiser import Optimiser, State, restore, snapshot
@@ -42,6 +42,7 @@ from acclimate_service.training.trunk import Shown, Trunk
 DAMPING = 0.25  # of the rates, each time that training turns unstable
 MAX_RESTORES = 3
 MAX_SHOCKS = 2
+SETTLING = 3  # epochs in which stages that began to move may be worse than before
 PATIENCE = 5  # epochs without a better select score; half of all where stages have paid
 PAYS = 0.05  # of select score
 WATCHED = 256  # select images that tell one epoch from another; all of them weigh the trials
@@ -180,7 +181,7 @@ class _Tuning:
         optimiser = self._optimiser(damping=self.rate)
         good = best = snapshot(self.network, self.trained)
         before = self._select()
-        first = best_score = _score(before)
+        first = best_score = before.score if before else None
         best_epoch, epoch = 0, 0
         while epoch < self.epochs and self._time_for_another(epoch):
             self._unfreeze(epoch)
@@ -189,19 +190,22 @@ class _Tuning:
             if trouble is None:
                 optimiser.average_in()
                 scores = self._measure()
-                trouble = self._shocked(scores, before) if epoch == 0 else None
+                trouble = None if best_epoch else self._shocked(scores, before)
             if trouble is not None:
+                good = best if trouble[0] is Failure.SHOCK else good
                 restore(self.network, good)
                 optimiser = self._restart(trouble, optimiser.damping * DAMPING, epoch)
+                epoch = len(self.history)
                 continue
-            good, score = kept, _score(scores)
+            good, score = kept, scores.score if scores else None
             epoch += 1
             if score is None or best_score is None or score > best_score:
                 best_score, best_epoch = score, epoch
                 best = snapshot(self.network, self.trained)
             optimiser.average_out()
             if score is not None and epoch - best_epoch >= self._patience(first, best_score):
-                self._tell_end(epoch, best_epoch)
+                since = f"epoch {best_epoch}" if best_epoch else "the start"
+                self._tell(f"ended after {epoch} epochs: no select image gained since {since}")
                 break
         self._note_overfitting()
         return best, best_epoch
@@ -216,17 +220,21 @@ class _Tuning:
         return max(PATIENCE, self.epochs // 2)
 
     def _shocked(self, scores: Scores | None, before: Scores | None) -> Trouble | None:
-        """Whether the first epoch in which stages moved made the select images worse.
+        """Whether stages that began to move made the select images worse, and left them so.
 
         Often enough lowered, it is not the rate: the best weights are then the first ones.
         """
         if scores is None or before is None or not self.trained:
             return None
-        worse = shock(scores.since(before))
+        worse, epochs = shock(scores.since(before)), len(self.history)
         if worse is None or self._noted(Failure.SHOCK) >= MAX_SHOCKS:
             return None
-        self.history.pop()
-        return Failure.SHOCK, worse
+        if epochs == min(SETTLING, self.epochs):
+            self.history.clear()
+            return Failure.SHOCK, worse
+        if epochs == 1:
+            self._tell(f"made select images worse at first ({worse}): it may settle")
+        return None
 
     def _time_for_another(self, epoch: int) -> bool:
         """Whether the deadline leaves time; if not for all epochs, fewer are planned."""
@@ -311,13 +319,9 @@ class _Tuning:
         )
         return scores
 
-    def _tell_end(self, epoch: int, best_epoch: int) -> None:
-        name, since = self.strategy.name, f"epoch {best_epoch}" if best_epoch else "the start"
-        self.run.tell(
-            EventKind.DECISION,
-            f"ended {name} after {epoch} epochs: no select image gained since {since}",
-            strategy=name,
-        )
+    def _tell(self, decision: str) -> None:
+        name = self.strategy.name
+        self.run.tell(EventKind.DECISION, f"{name} {decision}", strategy=name)
 
     def _note_overfitting(self) -> None:
         if (finding := overfitting(self.history)) is not None:
@@ -380,17 +384,6 @@ class _Tuning:
         for step, x in self._batches(0):
             self.run.check()
             yield x[: len(step.train)]
-
-
-def _score(scores: Scores | None) -> float | None:
-    """What the best epoch is chosen by: accuracy, half of it counted and half soft.
-
-    Few images make few steps. The loss would stop too early: it rises with every answer
-    that is right and sure but for a few.
-    """
-    if scores is None:
-        return None
-    return (scores.accuracy + float(scores.soft(SOFTNESS).mean())) / 2
 
 
 def _some(select: Listed | None, *, seed: int) -> Listed | None:

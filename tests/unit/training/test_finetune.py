@@ -14,7 +14,13 @@ from acclimate_service.training import finetune
 from acclimate_service.training.candidate import Candidate
 from acclimate_service.training.dataset import MIN_STEPS, Listed, prepare
 from acclimate_service.training.diagnosis import Failure
-from acclimate_service.training.finetune import DAMPING, MAX_RESTORES, MAX_SHOCKS, PATIENCE
+from acclimate_service.training.finetune import (
+    DAMPING,
+    MAX_RESTORES,
+    MAX_SHOCKS,
+    PATIENCE,
+    SETTLING,
+)
 from acclimate_service.training.measure import Scores, evaluate
 from acclimate_service.training.optimiser import Optimiser, restore
 from acclimate_service.training.run import Cancelled
@@ -138,13 +144,16 @@ def test_a_loss_that_is_no_number_is_answered_by_going_back_at_a_lower_rate():
     assert diary.messages(EventKind.WARNING)[0].startswith("instability: in epoch 2: loss nan")
 
 
-def shaken(net, monkeypatch, *, above):
-    """Let a step at rates times more than *above* wipe out what the head knows."""
+def shaken(net, monkeypatch, *, above, until=1.0):
+    """Let a step at rates times more than *above* wipe out what the head knows.
+
+    *until* is the share of all steps from which it does no more.
+    """
     step = Optimiser.step
 
     def careless(self, progress):
         step(self, progress)
-        if self.damping > above:
+        if self.damping > above and progress < until:
             with torch.no_grad():
                 net.head.weight.zero_()
                 self._average = [p.detach().clone() for p in self.parameters]
@@ -153,7 +162,7 @@ def shaken(net, monkeypatch, *, above):
     return net
 
 
-def test_select_images_that_get_worse_right_after_unfreezing_lower_the_rates(monkeypatch):
+def test_select_images_that_stay_worse_after_unfreezing_lower_the_rates(monkeypatch):
     diary = tiny.Diary()
     same_camera = tiny.target_stock(
         train=tiny.Pictures([10] * 4, seed=3), select=tiny.Pictures([15] * 4, seed=4)
@@ -164,8 +173,25 @@ def test_select_images_that_get_worse_right_after_unfreezing_lower_the_rates(mon
     assert finding.failure is Failure.SHOCK
     assert finding.facts["damping"] == tiny.RATE * DAMPING
     assert [line.epoch for line in candidate.history] == [1, 2, 3]
-    assert diary.messages(EventKind.WARNING)[0].startswith("shock: in epoch 1: ")
+    assert diary.messages(EventKind.WARNING)[0].startswith(f"shock: in epoch {SETTLING}: ")
+    assert "tail made select images worse at first" in diary.messages(EventKind.DECISION)[0]
     assert accuracy(net, tiny.Pictures([20] * 4, seed=8)) > 0.95
+
+
+def test_select_images_that_are_worse_for_an_epoch_change_no_rate(monkeypatch):
+    diary = tiny.Diary()
+    same_camera = tiny.target_stock(
+        train=tiny.Pictures([10] * 4, seed=3), select=tiny.Pictures([15] * 4, seed=4)
+    )
+    net = shaken(tiny.incumbent(), monkeypatch, above=0.0, until=1 / 8)
+    candidate = tiny.learn(
+        "tail", net=net, stock=same_camera, batch_size=6, epochs=8, on_event=diary
+    )
+    assert not candidate.findings
+    assert [line.epoch for line in candidate.history][:3] == [1, 2, 3]
+    assert "tail made select images worse at first" in diary.messages(EventKind.DECISION)[0]
+    first, _, third, *_ = (line.select_accuracy or 0.0 for line in candidate.history)
+    assert third > first
 
 
 def test_what_stays_worse_at_any_rate_ends_at_the_weights_it_began_with(monkeypatch):
@@ -262,7 +288,7 @@ def test_training_that_gains_nothing_for_long_says_since_when(first, epochs, sin
     diary = tiny.Diary()
     assert len(tiny.learn("tail", epochs=20, on_event=diary).history) == epochs
     assert diary.messages(EventKind.DECISION)[-1] == (
-        f"ended tail after {epochs} epochs: no select image gained since {since}"
+        f"tail ended after {epochs} epochs: no select image gained since {since}"
     )
 
 
