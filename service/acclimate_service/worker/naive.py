@@ -58,8 +58,9 @@ def fine_tune(store: Store, name: JobName, *, threads: int, device: torch.device
     """
     job = store.jobs.get(name)
     draft = job.draft
-    if draft.incumbent is None or draft.target is None or draft.source is None:
-        raise NoIncumbent(f"{name} adapted no incumbent from a source to a target")
+    if draft.incumbent is None or draft.target is None or draft.source in (None, draft.target):
+        raise NoIncumbent(f"{name} adapted no incumbent from a source to another domain")
+    assert draft.source is not None
     found = store.registry.get_version(draft.incumbent).manifest
     network = build(found.architecture, labels=len(found.labels), size=found.preprocessing.size)
     weights.restore(network, store.blobs.get(found.artifacts.weights))

@@ -130,7 +130,7 @@ class ChildTrainer:
         self._stderr.join(timeout=2)
         status = self._child.poll()
         if status is not None and status < 0:
-            ended = f"killed by {signal.Signals(-status).name}"
+            ended = f"killed by {_signal(-status)}"
         else:
             ended = f"exit status {status}"
         return "; ".join([ended, *(_PLACE.sub("…", line) for line in list(self._printed)[-3:])])
@@ -162,6 +162,14 @@ def _said(line: str) -> str:
         if isinstance(told, dict) and "event" in told:
             return str(told["event"])
     return line
+
+
+def _signal(number: int) -> str:
+    """A signal's name; most of the real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def main() -> None:

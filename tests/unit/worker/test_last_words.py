@@ -16,11 +16,14 @@ from acclimate_service.worker import trainer
 from acclimate_service.worker.trainer import ChildTrainer, Workplace
 
 
-def last_words(monkeypatch: pytest.MonkeyPatch, folder: Path, *, said: str, status: int) -> str:
+def last_words(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, said: str, status: int = 0, killed: int = 0
+) -> str:
     """The last words of a child that says *said* and ends."""
+    end = f"kill -{killed} $$" if killed else f"exit {status}"
     python = folder / "python"
     (folder / "said").write_text(said)
-    python.write_text(f'#!/bin/sh\ncat "{folder}/said" >&2\nexit {status}\n')
+    python.write_text(f'#!/bin/sh\ncat "{folder}/said" >&2\n{end}\n')
     python.chmod(0o755)
     monkeypatch.setattr(trainer.sys, "executable", str(python))  # type: ignore[attr-defined]
     workplace = Workplace(
@@ -44,6 +47,13 @@ def last_words(monkeypatch: pytest.MonkeyPatch, folder: Path, *, said: str, stat
         with contextlib.suppress(BrokenPipeError):  # it did not read what it was sent
             pipe.close()
     return told
+
+
+@pytest.mark.parametrize(("killed", "told"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_a_child_that_was_killed_names_the_signal_whether_it_has_a_name_or_not(
+    killed: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert last_words(monkeypatch, tmp_path, said="", killed=killed) == f"killed by {told}"
 
 
 def test_no_folder_and_no_address_of_the_machine_is_told(
