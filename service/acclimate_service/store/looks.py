@@ -95,7 +95,7 @@ def _spent(tx: Transaction, model: ModelName, target: DomainName | None) -> Sequ
     return tx.rows(
         sa.select(table.c.job, table.c.number, table.c.asked, jobs.c.number.label("place"))
         .join(jobs, jobs.c.id == table.c.job)
-        .where(table.c.model == model.model, learned)
+        .where(jobs.c.model == model.model, learned)
         .distinct()
         .order_by(jobs.c.number)
     )

@@ -252,6 +252,7 @@ jobs = sa.Table(
     sa.Column("started_at", Instant()),
     sa.Column("ended_at", Instant()),
     sa.Index("ix_jobs_kind", "kind", "state"),  # counted whenever metrics are asked for
+    sa.Index("ix_jobs_target", "target", "model"),  # by which looks are counted
 )
 
 events = sa.Table(
