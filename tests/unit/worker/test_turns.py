@@ -144,6 +144,9 @@ def test_a_starving_trainer_is_followed_by_one_that_steps_back_less_at_no_cost_t
             claimed: Any = type("Claimed", (), {"name": job})()
             return claimed, Lease(job=job, worker="w", attempt=1)
 
+        def heartbeat(self, *_: object, **__: object) -> Any:
+            return type("Renewed", (), {"cancel_requested": False})()
+
         def release(self, lease: Lease, *, spent: bool, why: str) -> None:
             released.append((lease.job, spent, why))
 
