@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.integration.rpc_server import (
     SIZE,
     Service,
+    ask,
     classifier,
     fresh_store,
     model,
@@ -24,7 +26,12 @@ from acclimate import Client
 from acclimate.errors import Conflict, InvalidRequest
 from acclimate.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from acclimate.rollouts import Rollout, RolloutMode, RolloutState
+from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
+from acclimate_service.inference.residents import Loaded
+from acclimate_service.rpc import trials
+from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Limits
 from acclimate_service.rpc.trials import Trials
 from acclimate_service.store import Store
@@ -194,6 +201,49 @@ def test_a_candidate_that_fails_while_it_answers_is_replaced_by_the_incumbent(
     answers = {client.predict("shop", RED)[0].version for _ in range(20)}
     assert answers == {f"{shop}/versions/1"}
     ends(client, begun, RolloutState.ROLLED_BACK)
+
+
+def test_a_caller_with_little_time_spends_little_of_it_on_a_candidate_that_is_loading(
+    service: Service, shop: ModelName, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = threading.Event(), Opening.open
+
+    def late(opening: Opening, version: ModelVersion) -> Loaded[ModelVersion]:
+        assert opened.wait(30)
+        return real(opening, version)
+
+    monkeypatch.setattr(Opening, "open", late)
+    monkeypatch.setattr(trials, "TAKE_UP_SECONDS", 0.1)
+    monkeypatch.setattr(trials, "CANARY_SECONDS", 10.0)
+    candidate = another(service, shop)
+    begun = client.start_rollout("shop", candidate.version, share=1.0)
+    try:
+        answer = service.inference.Predict(ask("models/shop", RED), timeout=3)
+    finally:
+        opened.set()
+    assert answer.version == f"{shop}/versions/1"
+    until(lambda: client.predict("shop", RED)[0].version == str(candidate), "the candidate")
+    until(lambda: client.rollout(begun.name).counts["dropped"] == 1, "the count of what was not")
+    assert client.rollout(begun.name).counts["errors"] == 0
+
+
+def test_a_store_that_is_away_while_a_candidate_loads_is_not_the_candidates_failure(
+    service: Service, shop: ModelName, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, real = [True] * 6, Opening.open
+
+    def flaky(opening: Opening, version: ModelVersion) -> Loaded[ModelVersion]:
+        if away:
+            away.pop()
+            raise StoreUnavailable("the blobs are out of reach")
+        return real(opening, version)
+
+    monkeypatch.setattr(Opening, "open", flaky)
+    candidate = another(service, shop)
+    begun = client.start_rollout("shop", candidate.version, share=1.0)
+    until(lambda: client.predict("shop", RED)[0].version == str(candidate), "the store's return")
+    found = client.rollout(begun.name)
+    assert (found.state, found.counts["errors"]) == (RolloutState.RUNNING, 0)
 
 
 def test_a_bad_request_is_the_callers_and_not_the_candidates(

@@ -9,7 +9,7 @@ import {
   paged,
   type Settings,
 } from "./connection.js";
-import { DeadlineExceeded, Unavailable } from "./errors.js";
+import { Unavailable } from "./errors.js";
 import { Job } from "./job.js";
 import * as names from "./names.js";
 import { Questions } from "./questions.js";
@@ -320,7 +320,8 @@ export class Client {
     const patience = new Patience(this.connection.patience);
     try {
       while (!questions.done) {
-        const deadline = Date.now() + STREAM_SECONDS * 1000;
+        const began = Date.now();
+        const deadline = began + STREAM_SECONDS * 1000;
         const call = this.inference.predictStream(this.connection.metadata(), { deadline });
         call.on("error", () => undefined); // the loop below throws it
         try {
@@ -336,8 +337,7 @@ export class Client {
           }
         } catch (failure) {
           const error = errorOf(failure);
-          // Nothing was asked for so long.
-          if (error instanceof DeadlineExceeded && !questions.waiting) patience.renew();
+          if (!questions.waiting) patience.rested(began);
           if (questions.failure === undefined) await patience.wait(error);
         } finally {
           call.cancel();

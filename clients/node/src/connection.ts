@@ -24,6 +24,8 @@ export const STREAM_SECONDS = 300;
 export const LOAD_SECONDS = 300;
 
 const MESSAGE_BYTES = 64 * 2 ** 20;
+/** A connection that lasts so long has answered pings: see keepalive below. */
+const HELD_SECONDS = 60;
 const FIRST_DELAY = 0.1; // seconds
 const LAST_DELAY = 3;
 
@@ -167,25 +169,34 @@ class Delays {
   }
 }
 
-/** How long a resumable stream keeps trying: so many seconds since it last got further. */
+/**
+ * How long a resumable stream keeps trying: so many seconds of failures without getting further.
+ *
+ * They count from the first failure: before it the stream may have been silent for long, as a
+ * job is that tells nothing, or a caller who asks nothing.
+ */
 export class Patience {
-  private until = 0;
+  private until: number | undefined;
   private delays = new Delays();
 
-  constructor(private readonly seconds: number) {
-    this.renew();
-  }
+  constructor(private readonly seconds: number) {}
 
   /** It got further. */
   renew(): void {
-    this.until = Date.now() + this.seconds * 1000;
+    this.until = undefined;
     this.delays = new Delays();
+  }
+
+  /** What began at *since* has ended, and had nothing to tell: if it lasted, it got further. */
+  rested(since: number): void {
+    if (Date.now() - since >= HELD_SECONDS * 1000) this.renew();
   }
 
   /** Sleep before the next attempt; throws the error itself where none makes sense. */
   async wait(error: unknown, resumable = false): Promise<void> {
     if (!(resumable || isTransient(error) || error instanceof DeadlineExceeded)) throw error;
     const delay = this.delays.next(error) * 1000;
+    this.until ??= Date.now() + this.seconds * 1000;
     if (Date.now() + delay >= this.until) throw error;
     await sleep(delay);
   }

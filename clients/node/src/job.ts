@@ -84,7 +84,8 @@ export class Job {
   async *watch(after = 0): AsyncGenerator<JobEvent> {
     const patience = new Patience(this.connection.patience);
     for (;;) {
-      const deadline = Date.now() + STREAM_SECONDS * 1000;
+      const began = Date.now();
+      const deadline = began + STREAM_SECONDS * 1000;
       const request = { name: this.name, afterSequence: after };
       const call = this.stub.watchAdaptationJob(request, this.connection.metadata(), { deadline });
       call.on("error", () => undefined); // the loop below throws it
@@ -98,6 +99,7 @@ export class Job {
         const error = errorOf(failure);
         // A quiet job is no absent service: the call below says which.
         if (!(error instanceof DeadlineExceeded)) {
+          patience.rested(began);
           await patience.wait(error);
           continue;
         }

@@ -31,6 +31,7 @@ Page = TypeVar("Page", bound=_Page)
 STREAM_SECONDS = 300.0  # the deadline of one resumable stream; the next one goes on from there
 BULK_SECONDS = 3600.0  # of a call that carries a model's files, whose size sets its time
 LOAD_SECONDS = 300.0  # of a call that loads a version before it answers, as the service allows
+HELD_SECONDS = 60.0  # a connection that lasts so long has answered pings: see keepalive below
 FIRST_DELAY = 0.1  # seconds
 LAST_DELAY = 3.0
 
@@ -246,7 +247,11 @@ class Delays:
 
 
 class Patience:
-    """How long a resumable stream keeps trying: *seconds* since it last got further."""
+    """How long a resumable stream keeps trying: *seconds* of failures without getting further.
+
+    They count from the first failure: before it the stream may have been silent for long,
+    as a job is that tells nothing, or a caller who asks nothing.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -254,8 +259,13 @@ class Patience:
 
     def renew(self) -> None:
         """It got further."""
-        self._until = time.monotonic() + self._seconds
+        self._until: float | None = None
         self._delays = Delays()
+
+    def rested(self, since: float) -> None:
+        """What began at *since* ended, and had nothing to tell: if it lasted, it got further."""
+        if time.monotonic() - since >= HELD_SECONDS:
+            self.renew()
 
     def wait(self, error: AcclimateError, *, resumable: bool = False) -> None:
         """Sleep before the next attempt after *error*, if that makes sense.
@@ -270,7 +280,9 @@ class Patience:
         """
         if not (resumable or is_transient(error) or isinstance(error, DeadlineExceeded)):
             raise error
-        delay = self._delays.next(error)
-        if time.monotonic() + delay >= self._until:
+        now, delay = time.monotonic(), self._delays.next(error)
+        if self._until is None:
+            self._until = now + self._seconds
+        if now + delay >= self._until:
             raise error
         time.sleep(delay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 import grpc
@@ -11,7 +12,7 @@ from acclimate._connection import STREAM_SECONDS, Connection, Patience
 from acclimate._images import Image
 from acclimate._questions import Questions
 from acclimate._status import error_of
-from acclimate.errors import DeadlineExceeded, Unavailable
+from acclimate.errors import Unavailable
 from acclimate.resources import Prediction, Refusal, VersionStatistics
 from acclimate.rollouts import Drift
 from acclimate.v1 import inference_pb2, inference_pb2_grpc
@@ -138,6 +139,7 @@ class InferenceCalls:
         patience = Patience(self._connection.patience)
         try:
             while not questions.done:
+                began = time.monotonic()
                 try:
                     for message in self._attempt(questions):
                         patience.renew()
@@ -146,8 +148,8 @@ class InferenceCalls:
                         patience.wait(Unavailable("the stream ended early", reason="STREAM_ENDED"))
                 except grpc.RpcError as failure:
                     error = error_of(failure)
-                    if isinstance(error, DeadlineExceeded) and not questions.waiting:
-                        patience.renew()  # nothing was asked for so long
+                    if not questions.waiting:
+                        patience.rested(began)
                     if questions.error is None:
                         patience.wait(error)
                 if questions.error is not None:

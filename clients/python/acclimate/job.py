@@ -118,6 +118,7 @@ class Job:
         """
         patience = Patience(self._connection.patience)
         while True:
+            began = time.monotonic()
             request = adaptation_pb2.WatchAdaptationJobRequest(name=self.name, after_sequence=after)
             call = self._stub.WatchAdaptationJob(
                 request, timeout=STREAM_SECONDS, metadata=self._connection.metadata
@@ -131,6 +132,7 @@ class Job:
                 if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._has_ended(patience)  # a quiet job is no absent service: this says which
                 else:
+                    patience.rested(began)
                     patience.wait(error_of(failure))
                 continue
             finally:

@@ -114,7 +114,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             pixels = () if question.images else (request.tensor.pixels or request.tensor.floats,)
             return convert.key(question.routing_key, [*question.images, *pixels])
 
-        asked = Asked(key=key, ask=ask, write=write)
+        asked = Asked(key=key, deadline=deadline, ask=ask, write=write)
         return await self._served.answer(question.model, asked, domain=question.domain)
 
 

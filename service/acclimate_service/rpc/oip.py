@@ -201,7 +201,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             typed = [content for one in request.inputs for content in one.contents.bytes_contents]
             return convert_predictions.key(routing_key, [*request.raw_input_contents, *typed])
 
-        asking = Asked(key=key, ask=ask, write=write)
+        asking = Asked(key=key, deadline=deadline, ask=ask, write=write)
         return await self._served.answer(name, asking, domain=domain)
 
     # ── the repository ───────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -139,7 +140,7 @@ class Served:
                 self.drifts.observe(by.version, answer)
                 return asked.write(by, answer)
 
-            told = Asked(key=asked.key, ask=asked.ask, write=write)
+            told = replace(asked, write=write)
             return await self.trials.answer(str(target), handle, told)
 
     def answers(self, name: str) -> bool:

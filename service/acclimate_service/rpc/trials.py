@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -60,7 +61,8 @@ _NOT_ITS_OWN = (
 )
 
 TAKE_UP_SECONDS = 2.0  # for which a new rollout's candidate is waited for
-CANARY_SECONDS = 0.3  # for which a caller waits for one that is not in memory
+CANARY_SECONDS = 0.3  # for which a caller waits for one that is not in memory,
+CANARY_SHARE = 0.1  # and of the time that it has left: the rest is the incumbent's
 SHADOW_SECONDS = 30.0  # nobody waits for a shadow
 
 Hold = Handle[ModelVersion]
@@ -72,10 +74,12 @@ Fits = Callable[[VersionName], Awaitable[bool]]
 class Asked(Generic[T]):
     """One request, as a version is asked it. ``ask`` is given whether it may wait for all others.
 
-    ``write`` makes the reply; the bytes of ``key`` decide which version answers.
+    ``write`` makes the reply; the bytes of ``key`` decide which version answers. At
+    ``deadline``, of ``time.monotonic``, the caller stops waiting; None for never.
     """
 
     key: Callable[[], bytes]
+    deadline: float | None
     ask: Callable[[Hold, bool], Awaitable[Answer]]
     write: Callable[[Hold, Answer], T]
 
@@ -141,7 +145,7 @@ class Trials:
         return asked.write(incumbent, answer)
 
     async def _canary(self, trial: _Trial, incumbent: Hold, asked: Asked[T]) -> T:
-        candidate = await self._held(trial, CANARY_SECONDS)
+        candidate = await self._held(trial, _patience(asked.deadline))
         if candidate is not None:
             with candidate:
                 answer = await self._try(trial, candidate, asked, patient=False)
@@ -289,7 +293,8 @@ class Trials:
         """Load candidates one by one; those that would put others out wait to be asked for."""
         for trial in trials:
             with contextlib.suppress(ServiceError):  # whoever asks for it will hear of it
-                if await self._fits(trial.rollout.draft.candidate):
+                fits = await self._fits(trial.rollout.draft.candidate)
+                if fits and trial in self._trials.values():  # it may have ended meanwhile
                     await asyncio.wait({self._bring(trial)})
 
     def _bring(self, trial: _Trial) -> asyncio.Task[None]:
@@ -301,8 +306,8 @@ class Trials:
     async def _load_candidate(self, trial: _Trial) -> None:
         try:
             (await self._load(trial.rollout.draft.candidate)).release()
-        except _NOT_ITS_OWN:
-            return  # there was no room; the next request asks again
+        except (*_NOT_ITS_OWN, StoreUnavailable):
+            return  # there was no room, or no store; the next request asks again
         except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
             trial.broken = True
             structlog.get_logger(__name__).error(
@@ -335,6 +340,13 @@ class Trials:
                 self._bringing.cancel()
             for alias in list(self._trials):
                 self._put_down(alias)
+
+
+def _patience(deadline: float | None) -> float:
+    """The seconds for which a canary's caller waits for a candidate that is not in memory."""
+    if deadline is None:
+        return CANARY_SECONDS
+    return min(max((deadline - time.monotonic()) * CANARY_SHARE, 0.0), CANARY_SECONDS)
 
 
 def _seconds(answer: Answer) -> float:

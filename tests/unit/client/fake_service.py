@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Faults:
     hide_answers: bool = False  # the last example before a break is stored but not acknowledged
     calls: list[tuple[int, str, float | None]] = field(default_factory=list)  # code, reason, delay
     watch_after: list[int] = field(default_factory=list)  # events before the stream breaks
+    watch_silent: float = 0.0  # seconds without an event before that
     predict_after: list[int] = field(default_factory=list)  # answers before the stream breaks
     refuse_commits: tuple[int, str] | None = None  # code, reason
 
@@ -272,6 +274,7 @@ class Service(
         limit = self.faults.watch_after.pop(0) if self.faults.watch_after else None
         for event in self.events[request.after_sequence :]:
             if limit == 0:
+                time.sleep(self.faults.watch_silent)
                 refuse(context, code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE", "broken on command")
             yield event
             limit = None if limit is None else limit - 1

@@ -8,7 +8,7 @@ from google.protobuf import struct_pb2
 from google.rpc import code_pb2
 from tests.unit.client.fake_service import NOW, Service, start
 
-from acclimate import Client, JobState
+from acclimate import Client, JobState, _connection
 from acclimate.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
 from acclimate.resources import EventKind, Phase
 from acclimate.v1 import adaptation_pb2
@@ -100,6 +100,31 @@ def test_a_watch_gives_up_when_patience_is_out(service: Service, target: str) ->
     service.faults.watch_after = [0] * 1000
     with Client(target, patience=0.3) as client, pytest.raises(Unavailable):
         list(client.job("j1").watch())
+
+
+def test_a_watch_that_was_silent_for_longer_than_its_patience_outlasts_a_break(
+    service: Service, target: str
+) -> None:
+    service.events = story(3)
+    service.faults.watch_after, service.faults.watch_silent = [2], 0.6
+    with Client(target, patience=0.4) as client:
+        assert [event.sequence for event in client.job("j1").watch()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_silent_watch_outlasts_each_break_of_a_connection_that_held_until_then(
+    service: Service, target: str, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    monkeypatch.setattr(_connection, "HELD_SECONDS", 0.2 if held else 60)
+    service.events = story(1)
+    service.faults.watch_after, service.faults.watch_silent = [0] * 4, 0.3
+    with Client(target, patience=0.5) as client:
+        watch = client.job("j1").watch()
+        if held:
+            assert [event.sequence for event in watch] == [1]
+        else:
+            with pytest.raises(Unavailable):
+                next(watch)
 
 
 def test_waiting_ends_with_the_job(service: Service, client: Client) -> None:

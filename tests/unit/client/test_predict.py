@@ -186,6 +186,21 @@ def test_a_stream_that_outlasts_its_deadline_goes_on_with_the_next_image(
     assert len(list(client.predict_stream("digits", camera()))) == 3
 
 
+def test_a_camera_that_was_quiet_for_longer_than_its_patience_outlasts_a_break(
+    service: Service, target: str
+) -> None:
+    service.faults.predict_after = [1]
+
+    def camera() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.6)
+        yield b"y"
+
+    with Client(target, patience=0.4) as client:
+        assert len(list(client.predict_stream("digits", camera()))) == 2
+    assert service.faults.predict_after == []
+
+
 def test_a_stream_gives_up_on_a_service_that_stays_away(service: Service, target: str) -> None:
     service.faults.predict_after = [0] * 1000
     with Client(target, patience=0.5) as client, pytest.raises(Unavailable):

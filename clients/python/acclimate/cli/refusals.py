@@ -78,6 +78,8 @@ class Refusals(TyperGroup):
                 message += "; if the service uses TLS, set ACCLIMATE_TLS_CA"
             complain(error.reason, spoken(message))
             raise typer.Exit(exit_of(error)) from None
+        except BrokenPipeError:
+            raise  # who reads has enough (`| head`): the command line's framework ends in silence
         except OSError as error:
             what = error.strerror or str(error)
             raise usage(f"{what}: {error.filename}" if error.filename else what) from None
