@@ -235,24 +235,25 @@ def choose(curve: Sequence[Point], tolerance: Tolerance) -> tuple[float, str]:
     """The point of the curve to take, and why. Pure; the curve begins at the incumbent.
 
     The incumbent, if nothing gains ``TIE`` over it. Of the points that half an image at most
-    tells from the best, or a whole one if they go further, and none less safe, those with the
-    lowest target loss, within ``NLL_TIE``; of these the one nearest to the incumbent. Accuracy
-    on a hundred images is too coarse an answer to stop at: where it is full, or one image
-    better, the loss still says how far to go.
+    tells from the best, or a whole one if they go further, and none less safe or without a
+    gain, those with the lowest target loss, within ``NLL_TIE``; of these the one nearest to the
+    incumbent. Accuracy on a hundred images is too coarse an answer to stop at: where it is
+    full, or one image better, the loss still says how far to go.
     """
     if curve[0].target is None:
         within = [p.alpha for p in curve if _permitted(p, curve[0], tolerance)]
         reason = "no target-select images tell what is gained: the longest cautious step"
         return max(within), reason
     merits = [merit(point, tolerance) for point in curve]
-    if max(merits) - merits[0] <= TIE:
+    least = merits[0] + TIE
+    if max(merits) <= least:
         return 0.0, "no step promises a gain that the guard would let pass"
     top = merits.index(max(merits))
     safety = _safety(curve[top], tolerance)
     tied = [
         point
         for place, (point, found) in enumerate(zip(curve, merits, strict=True))
-        if place
+        if found > least  # of few images, one is more than all that is gained
         and found >= merits[top] - _tie(curve, images=1 if place > top else 0.5)
         and _safety(point, tolerance) >= safety
     ]

@@ -82,6 +82,19 @@ def test_one_image_more_is_no_reason_to_stop_short_of_a_lower_loss(images):
     assert choose(curve, Tolerance())[0] == (1.0 if images == 1 else 0.4)
 
 
+@pytest.mark.parametrize("far", [0.4, 1.0])
+def test_of_few_images_no_loss_is_low_enough_for_a_point_that_answers_worse(far):
+    gains = {0.0: 0.0, 0.7: 0.02, far: -0.004}
+    curve = [
+        Point(
+            alpha=alpha, target=change(gains[alpha], images=20), target_accuracy=None,
+            target_nll=2.0 - alpha if alpha == 0.7 else 1.0, source=change(),
+        )
+        for alpha in sorted(gains)
+    ]  # fmt: skip
+    assert choose(curve, Tolerance())[0] == 0.7
+
+
 def test_one_image_more_is_no_reason_to_go_back():
     curve = [point(0.0, gain=0), point(0.2, gain=0.096), point(1.0, gain=0.1)]
     assert choose(curve, Tolerance())[0] == 1.0
