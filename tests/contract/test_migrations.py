@@ -13,6 +13,7 @@ from tests.contract.builders import (
     PRODUCTION,
     TARGET,
     FakeClock,
+    claimed,
     draft,
     furnish,
     make_version,
@@ -87,6 +88,28 @@ def test_tokens_get_their_order_from_their_dates_and_later_ones_come_after(
     assert again == {"c": 1, "a": 2, "b": 3}
     clock.advance(-3600)
     assert token("d").number > 3
+
+
+def test_looks_survive_the_way_back_and_forth_however_often_they_were_told(store: Store) -> None:
+    furnish(store)
+    base, looks = make_version(store), schema.looks
+    for request, numbers in (("both", (0, None)), ("newer", (1,)), ("older", (None,))):
+        store.jobs.enqueue(draft(base), request_id=request)
+        job, lease = claimed(store)
+        store.jobs.finish(lease, state=JobState.REJECTED, summary={})
+        with store.database.engine.begin() as connection:
+            for number in numbers:
+                row = {"job": job.name.job, "domain": TARGET.domain, "model": MODEL.model}
+                connection.execute(sa.insert(looks), row | {"number": number})
+    assert store.jobs.looks(MODEL, TARGET) == 3
+    with at(store, "0012"):
+        assert store.jobs.looks(MODEL, TARGET) == 3
+        with store.database.engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(looks)) == 3
+    assert store.jobs.looks(MODEL, TARGET) == 3
+    with at(store, "0010"):
+        pass
+    assert store.jobs.looks(MODEL, TARGET) == 3
 
 
 def test_the_way_back_to_nothing_leaves_nothing(store: Store) -> None:

@@ -13,6 +13,10 @@ import sqlalchemy as sa
 from tests.contract.builders import (
     MODEL,
     PRODUCTION,
+    SOURCE,
+    TARGET,
+    FakeClock,
+    claimed,
     draft,
     furnish,
     make_version,
@@ -21,7 +25,7 @@ from tests.contract.builders import (
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.errors import StoreUnavailable, VersionUnloadable
-from acclimate_service.domain.job import EventKind, JobSpec, JobState
+from acclimate_service.domain.job import EventKind, JobSpec, JobState, Lease
 from acclimate_service.domain.model import Manifest, Preprocessing, manifest_format
 from acclimate_service.domain.names import JobName, ModelName, VersionName
 from acclimate_service.domain.rollout import (
@@ -33,7 +37,7 @@ from acclimate_service.domain.rollout import (
 )
 from acclimate_service.domain.stored import known
 from acclimate_service.rpc import convert_jobs
-from acclimate_service.store import Store, schema
+from acclimate_service.store import Look, Store, schema
 
 NEWER = b"a file of a kind that only a newer Acclimate makes"
 DIGEST = hashlib.sha256(NEWER).hexdigest()
@@ -51,6 +55,15 @@ def rewrite(
 def rewrite_manifest(store: Store, name: VersionName, **to: Any) -> None:
     versions = schema.versions
     rewrite(store, versions, "manifest", versions.c.id == name.version, **to)
+
+
+def end_as_an_older_worker(store: Store, lease: Lease) -> None:
+    """It wrote down what it had looked at when it ended the job, and knew of no numbers."""
+    with store.database.engine.begin() as connection:
+        for domain in (SOURCE, TARGET):
+            row = {"job": lease.job.job, "domain": domain.domain, "model": MODEL.model}
+            connection.execute(sa.insert(schema.looks), row)
+    store.jobs.finish(lease, state=JobState.REJECTED, summary={})
 
 
 def artifacts_of(store: Store, name: VersionName) -> dict[str, Any]:
@@ -221,6 +234,24 @@ def test_only_a_version_whose_images_are_decoded_scaled_is_of_a_newer_format(
     assert known(Manifest, stored).value.preprocessing == told.preprocessing
     assert manifest_format(told.preprocessing) == told.format == 1
     assert manifest_format(Preprocessing(size=96, decoding="scaled")) == 2
+
+
+def test_an_older_worker_ends_a_job_that_a_newer_one_had_begun_to_judge(
+    store: Store, clock: FakeClock
+) -> None:
+    furnish(store)
+    job = store.jobs.enqueue(draft(make_version(store)), request_id="j")
+    _, lost = claimed(store, "newer")
+    assert store.jobs.look(lost, [SOURCE, TARGET], asked="a file") == Look(before=0)
+    clock.advance(60)
+    _, lease = claimed(store, "older")
+    end_as_an_older_worker(store, lease)
+    assert store.jobs.get(job.name).state is JobState.REJECTED
+    assert store.jobs.looks(MODEL, TARGET) == 1
+    store.jobs.enqueue(draft(job.draft.incumbent), request_id="k")
+    _, lease = claimed(store, "newer")
+    again = store.jobs.look(lease, [SOURCE, TARGET], asked="a file")
+    assert again == Look(before=0, same_as=job.name)
 
 
 def test_a_token_that_an_older_server_made_has_its_place_in_the_order(store: Store) -> None:

@@ -92,13 +92,18 @@ def _spent(tx: Transaction, model: ModelName, target: DomainName | None) -> Sequ
     """The looks of one target domain, a row for each job, the oldest job first."""
     table, jobs = schema.looks, schema.jobs
     learned = jobs.c.target == (None if target is None else target.domain)
-    return tx.rows(
+    rows = tx.rows(
         sa.select(table.c.job, table.c.number, table.c.asked, jobs.c.number.label("place"))
         .join(jobs, jobs.c.id == table.c.job)
         .where(jobs.c.model == model.model, learned)
         .distinct()
         .order_by(jobs.c.number)
     )
+    spent: dict[str, sa.Row[Any]] = {}
+    for row in rows:  # two of a job that an older worker ended after a newer one looked
+        if row.number is not None or row.job not in spent:
+            spent[row.job] = row
+    return list(spent.values())
 
 
 def _next(spent: Sequence[sa.Row[Any]]) -> int:

@@ -280,15 +280,17 @@ checkpoints = sa.Table(
 
 # A verify set wears out with every candidate that is judged by it: they are counted.
 # Jobs of one `number` asked the same (`asked` is its digest), which spends one look; both are
-# null where an older Acclimate wrote the row.
+# null where an older Acclimate wrote the row, maybe beside one that a newer had written before:
+# so there is no primary key.
 looks = sa.Table(
     "looks",
     metadata,
-    sa.Column("job", sa.Text(), sa.ForeignKey("jobs.id"), primary_key=True),
-    sa.Column("domain", sa.Text(), sa.ForeignKey("domains.id"), primary_key=True),
+    sa.Column("job", sa.Text(), sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("domain", sa.Text(), sa.ForeignKey("domains.id"), nullable=False),
     sa.Column("model", sa.Text(), nullable=False),
     sa.Column("number", sa.BigInteger()),
     sa.Column("asked", sa.Text()),
+    sa.UniqueConstraint("job", "domain", "number", name="uq_looks_job"),
     sa.Index("ix_looks_model", "model", "domain"),
 )
 
