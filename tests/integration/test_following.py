@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from tests.integration.rpc_server import (
 )
 
 from acclimate.oip import grpc_service_pb2 as oip_pb
-from acclimate.v1 import rollout_pb2, rollout_pb2_grpc
+from acclimate.v1 import inference_pb2_grpc, rollout_pb2, rollout_pb2_grpc
 from acclimate_service.domain.access import TokenDraft, principal_of
+from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, TokenName, VersionName
-from acclimate_service.rpc.server import Admission, Limits
+from acclimate_service.inference.residents import Loaded
+from acclimate_service.rpc.opening import Opening
+from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store
 
 RED = plain((250, 0, 0))
@@ -171,3 +174,34 @@ def test_a_token_ends_while_a_version_is_loading(
 def is_loading(service: Service, which: VersionName) -> bool:
     found = service.server.served.pool.resident()
     return any(item.version == str(which) and item.loading for item in found)
+
+
+def test_who_asks_while_a_server_starts_waits_and_is_not_told_that_nothing_is_served(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = model(store, "shop")
+    first = version(store, shop, classifier(31))
+    store.registry.set_alias(AliasName("shop", "production"), first)
+    ports: list[int] = []
+    listen, opened = Server.listen, Opening.open
+    asking: list[Future[str]] = []
+
+    def noted(server: Server, *where: Any) -> int:
+        ports.append(listen(server, *where))
+        return ports[0]
+
+    def ask_at_once() -> str:
+        with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            return stub.Predict(ask("models/shop", RED), timeout=20).version
+
+    def slowly(opening: Opening, version: ModelVersion) -> Loaded[ModelVersion]:
+        if not asking:  # the server takes calls, and knows of no alias yet
+            asking.append(pool.submit(ask_at_once))
+            wait(asking, 0.5)
+        return opened(opening, version)
+
+    monkeypatch.setattr(Server, "listen", noted)
+    monkeypatch.setattr(Opening, "open", slowly)
+    with ThreadPoolExecutor(1) as pool, running(store, QUICK):
+        assert asking[0].result(20) == str(first)

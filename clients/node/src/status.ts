@@ -32,8 +32,10 @@ export function errorOf(failure: unknown): unknown {
   // What grpc-js makes of a connection that broke under a call.
   const broken = failure.code === status.INTERNAL && /RST_STREAM|ECONNRESET/.test(failure.details);
   let found = broken ? errors.Unavailable : (CLASSES.get(failure.code) ?? errors.ServiceFault);
-  // What Node.js says of a certificate that it does not trust, with the code of an absent service.
-  if (failure.code === status.UNAVAILABLE && /certificate/i.test(failure.details)) {
+  // What Node.js says of a certificate that it does not trust, and of a server without TLS, with
+  // the code of an absent service.
+  const distrust = /certificate|wrong version number/i;
+  if (failure.code === status.UNAVAILABLE && distrust.test(failure.details)) {
     facts.reason = TLS_REFUSED;
   }
   // Of a message over the limit of either side, with the code of a full queue.

@@ -12,9 +12,10 @@ function failure(code: status, details: string): Error {
   return Object.assign(new Error(details), { code, details, metadata: new Metadata() });
 }
 
-test("a certificate that is not trusted is not waited for", () => {
+test("what TLS refuses is not waited for", () => {
   for (const why of [
     "No connection established. Last error: Error: unable to verify the first certificate.",
+    "Last error: Error: 806C:error:0A00010B:SSL routines:ssl3_get_record:wrong version number:../d",
     "Hostname/IP does not match certificate's altnames: Host: elsewhere.",
   ]) {
     const error = errorOf(failure(status.UNAVAILABLE, why));

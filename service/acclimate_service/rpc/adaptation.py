@@ -142,11 +142,15 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         self, request: pb.CreateAdaptationJobRequest, context: Context
     ) -> pb.AdaptationJob:
         new = convert.new_job(request)
-        job = await self._run(self._accept, new)
+        return await self._run(self._create, new)
+
+    def _create(self, new: convert.NewJob) -> pb.AdaptationJob:
+        # Written at once, on this thread: what was done must not be refused by a full lane.
+        job = self._accept(new)
         structlog.get_logger(__name__).info(
             "job accepted", job=str(job.name), kind=job.draft.kind.value, model=str(new.model)
         )
-        return await self._run(convert.job, job)
+        return convert.job(job)
 
     def _accept(self, new: convert.NewJob) -> Job:
         # Before anything is decided: what the repeated request would be decided to be
@@ -165,8 +169,8 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
     async def GetAdaptationJob(
         self, request: pb.GetAdaptationJobRequest, context: Context
     ) -> pb.AdaptationJob:
-        job = await self._run(self._store.jobs.get, JobName.parse(request.name))
-        return await self._run(convert.job, job)
+        name = JobName.parse(request.name)
+        return await self._run(lambda: convert.job(self._store.jobs.get(name)))
 
     async def ListAdaptationJobs(
         self, request: pb.ListAdaptationJobsRequest, context: Context
@@ -191,8 +195,7 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         self, request: pb.CancelAdaptationJobRequest, context: Context
     ) -> pb.AdaptationJob:
         name = JobName.parse(request.name)
-        job = await self._run(self._store.jobs.request_cancel, name)
-        return await self._run(convert.job, job)
+        return await self._run(lambda: convert.job(self._store.jobs.request_cancel(name)))
 
     async def WatchAdaptationJob(
         self, request: pb.WatchAdaptationJobRequest, context: Context

@@ -94,8 +94,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.GetModelVersionRequest, context: Context
     ) -> pb.ModelVersion:
         name = VersionName.parse(request.name)
-        version = await self._lane.run(self._store.registry.get_version, name)
-        return await self._lane.run(convert.version, version)
+        found = self._store.registry.get_version
+        return await self._lane.run(lambda: convert.version(found(name)))
 
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Context

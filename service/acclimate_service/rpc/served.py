@@ -13,6 +13,7 @@ and time for, and the pool unloads what was unused longest. The next request loa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from dataclasses import replace
@@ -78,7 +79,7 @@ class Served:
         self._metrics = metrics
         self._locks = Locks()  # order a model's moves, so that a slow one overtakes no later one
         self._marker: int | None = None  # the last move in the store that was looked at
-        self._started = False  # whether every alias was tried once
+        self._tried = asyncio.Event()  # once every alias was
         self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
         self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
         self._failing: set[str] = set()  # what production points at and would not load
@@ -118,6 +119,8 @@ class Served:
         try:
             return self._pool.acquire(str(target))
         except NotReady:
+            if self._pool.pointed_at(str(target)) is None:
+                await self._tried.wait()  # a server that starts does not know of all yet
             cold = self._pool.pointed_at(str(target))
             if cold is None and domain:
                 raise DomainNotServed(name, domain) from None
@@ -284,13 +287,14 @@ class Served:
         Raises:
             StoreUnavailable: the store is out of reach; what is served stays.
         """
-        if not self._started:
+        if not self._tried.is_set():
             self._eager_until = time.monotonic() + EAGER_SECONDS
         moved, last = await self._lane.run(self._store.registry.aliases_moved, self._marker)
         due = sorted(alias for alias, at in self._behind.items() if at <= time.monotonic())
         for alias in sorted({*moved, *due}, key=lambda a: (a.alias != PRODUCTION, a)):
             await self._follow(alias)
-        self._started, self._marker = True, last
+        self._marker = last
+        self._tried.set()
         await self.trials.catch_up()
 
     async def _follow(self, alias: AliasName) -> None:
@@ -336,7 +340,7 @@ class Served:
             footprint = self._opening.footprint(version)
             tail = footprint.trunk and alias.alias != PRODUCTION
             eager = time.monotonic() < self._eager_until and self._pool.fits(footprint)
-            if tail or not (self._started or eager):
+            if tail or not (self._tried.is_set() or eager):
                 await self._point(alias, version, cold=True)
                 return
         with await self._load(name) as handle:
