@@ -30,6 +30,7 @@ from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, TokenName, VersionName
 from acclimate_service.inference.residents import Loaded
+from acclimate_service.rpc import following
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store
@@ -169,6 +170,33 @@ def test_a_token_ends_while_a_version_is_loading(
         until(lambda: served_by(service, name, **shown) == "StatusCode.UNAUTHENTICATED")
         assert is_loading(service, second)
         go_on.set()
+
+
+def test_a_token_ends_while_the_files_do_not_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = principal_of("ada", roles=["predict"], models=[], domains=[])
+    minted = store.tokens.create(TokenDraft(principal=who, certificate="", lifetime=None), by="me")
+    name = model(store, "kept")
+    made = version(store, name, classifier(1))
+    store.registry.set_alias(AliasName("kept", "production"), made)
+    shown = {"metadata": (("authorization", f"Bearer {minted.secret}"),)}
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        assert answer.wait(30)
+
+    monkeypatch.setattr(following, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(store.blobs, "ping", hang)
+    with running(store, QUICK, admission=Admission(tokens=True)) as service:
+        assert asked.wait(15)
+        until(lambda: service.health() == "NOT_SERVING")  # it was found to hang
+        assert served_by(service, name, **shown) == str(made)
+        store.tokens.revoke(TokenName(minted.token.id))
+        until(lambda: served_by(service, name, **shown) == "StatusCode.UNAUTHENTICATED")
+        answer.set()
+        until(lambda: service.health() == "SERVING")
 
 
 def is_loading(service: Service, which: VersionName) -> bool:

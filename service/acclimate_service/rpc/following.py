@@ -1,7 +1,8 @@
 """Keeping up with the store: who may come in, and which version answers under which name.
 
-The two are followed apart. A version may take minutes to load, and in that time a revoked
-token must not stay good, nor a store that went away be told as in reach.
+They are followed apart, and so are the store's files. A version may take minutes to load and
+a bucket half a minute to say no, and in that time a revoked token must not stay good, nor a
+store that went away be told as in reach.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ class Following:
         self._denials = denials
         self._health = health
         self._interval = interval
-        self._probe = Lane("probe", threads=1, waiting=0)
+        # A probe that hangs holds its thread, and only its own.
+        self._rows = Lane("rows probe", threads=1, waiting=0)
+        self._files = Lane("files probe", threads=1, waiting=0)
+        self._files_away = ""  # why, if they are
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin."""
-        self._tasks = {asyncio.create_task(self._look()), asyncio.create_task(self._follow())}
+        followed = (self._look(), self._look_for_files(), self._follow())
+        self._tasks = {asyncio.create_task(one) for one in followed}
 
     async def until(self, stopped: asyncio.Task[Any]) -> None:
         """Wait until *stopped* is done.
@@ -66,7 +71,8 @@ class Following:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._probe.close()
+        self._rows.close()
+        self._files.close()
         return bool(tasks)
 
     async def _look(self) -> None:
@@ -74,15 +80,25 @@ class Following:
         while True:
             await asyncio.sleep(self._interval)
             try:
-                await self._answered(self._store.ping_rows)
+                await _answered(self._rows, self._store.ping_rows)
                 await self._keyring.catch_up()
                 await self._denials.flush()
-                # Last: what needs rows alone goes on while the files are out of reach.
-                await self._answered(self._store.blobs.ping)
             except (StoreUnavailable, Overloaded, TimeoutError) as error:
-                await self._health.set_stored(False, why=str(error) or "it does not answer")
+                away = _said(error)
             else:
-                await self._health.set_stored(True)
+                away = self._files_away
+            await self._health.set_stored(not away, why=away)
+
+    async def _look_for_files(self) -> None:
+        """See whether the store's files are in reach; what needs rows alone goes on meanwhile."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await _answered(self._files, self._store.blobs.ping)
+            except (StoreUnavailable, Overloaded, TimeoutError) as error:
+                self._files_away = _said(error)
+            else:
+                self._files_away = ""
 
     async def _follow(self) -> None:
         """Make the moves of aliases here, and follow rollouts, for as long as loading takes."""
@@ -99,7 +115,12 @@ class Following:
             else:
                 behind = False
 
-    async def _answered(self, ping: Callable[[], None]) -> None:
-        """Have *ping* return within the time that the store has to answer."""
-        async with asyncio.timeout(PROBE_SECONDS):
-            await self._probe.run(ping)
+
+async def _answered(lane: Lane, ping: Callable[[], None]) -> None:
+    """Have *ping* return within the time that the store has to answer."""
+    async with asyncio.timeout(PROBE_SECONDS):
+        await lane.run(ping)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or "it does not answer"
