@@ -52,12 +52,8 @@ def take(tx: Transaction, lease: Lease, domains: Collection[DomainName], asked: 
     same = next((row for row in spent if row.asked == asked), None)
     number = _next(spent) if same is None else same.number
     tx.run(sa.delete(table).where(table.c.job == job.id))
-    for domain in dict.fromkeys(domains):
-        tx.run(
-            sa.insert(table).values(
-                job=job.id, domain=domain.domain, model=job.model, number=number, asked=asked
-            )
-        )
+    row = {"job": job.id, "model": job.model, "number": number, "asked": asked}
+    tx.run(sa.insert(table), [row | {"domain": d.domain} for d in dict.fromkeys(domains)])
     first = None if same is None or same.job == job.id else JobName(same.job)
     return Look(before=number, same_as=first)
 
