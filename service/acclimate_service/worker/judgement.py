@@ -223,8 +223,8 @@ def _look(story: Story, job: Job, beside: Sequence[str], sets: Sequence[VerifySe
     if look.same_as is not None:
         story.tell(
             EventKind.DECISION,
-            f"{look.same_as} made the same file, which was judged by the same images and limits: "
-            "what was said of it holds, and no look at them is spent",
+            f"{look.same_as} made the same file and looked at the same images by the same limits: "
+            "they say the same of both, and no look at them is spent",
             {"same_as": str(look.same_as)},
         )
     return look
