@@ -76,9 +76,9 @@ class TLS:
                 that is out of reach, and end the process for a certificate without a key.
             OSError: a file cannot be read.
         """
-        self._check()
         read = [None if path is None else path.read_bytes() for path in (self.ca, self.key)]
         chain = None if self.certificate is None else self.certificate.read_bytes()
+        self._check()  # last: of a file that is not there, OpenSSL does not say which
         return grpc.ssl_channel_credentials(read[0], read[1], chain)
 
     def _check(self) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -145,6 +146,14 @@ def test_a_token_never_leaves_the_machine_in_plain_text() -> None:
     with pytest.raises(ValueError, match="plain text"):
         Client("service.example:443", token="secret")
     Client("service.example:443", token="secret", tls=TLS()).close()
+
+
+def test_a_file_for_tls_that_is_not_there_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.pem"
+    for tls in (TLS(ca=gone), TLS(certificate=gone, key=gone)):
+        with pytest.raises(FileNotFoundError) as caught:
+            Client("service.example:443", tls=tls)
+        assert caught.value.filename == str(gone)
 
 
 @pytest.mark.parametrize(
