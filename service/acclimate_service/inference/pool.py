@@ -119,6 +119,7 @@ class Pool(Generic[T]):
             self._awaited[version] -= 1
             if not self._awaited[version]:
                 del self._awaited[version]
+                self._eased.set()  # whoever waited for room for it makes way for the next
         resident.leaving = False  # whoever unloads it wanted it gone before
         return self._hold(resident)
 

@@ -344,6 +344,24 @@ def test_a_load_that_nobody_waits_for_any_more_takes_no_room(
     run(test)
 
 
+def test_a_load_that_nobody_waits_for_any_more_makes_way_for_one_that_there_is_room_for(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=3) as pool:
+            held = await pool.ensure("a", loader(0), footprint=Footprint(own=2))
+            large = asyncio.create_task(pool.ensure("b", loader(1), footprint=Footprint(own=2)))
+            await asyncio.sleep(0.01)
+            small = asyncio.create_task(pool.ensure("c", loader(2), footprint=ONE))
+            await asyncio.sleep(0.01)
+            large.cancel()
+            async with asyncio.timeout(pool_module.ROOM_SECONDS / 2):
+                (await small).release()
+            held.release()
+
+    run(test)
+
+
 def test_many_versions_in_a_memory_for_two_answer_everybody(
     loader: Callable[[int], Loader], images: Pixels
 ) -> None:
