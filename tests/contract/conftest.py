@@ -59,8 +59,11 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated database on a PostgreSQL server of our own, as a URL."""
     with contextlib.ExitStack() as stack:
+        # Out of pytest's folders: of those, a third run beside this one removes the oldest.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
+        (folder / "data").mkdir()
         try:
-            server = stack.enter_context(postgresql(tmp_path_factory.mktemp("postgres")))
+            server = stack.enter_context(postgresql(folder / "data"))
         except CannotStart as error:
             pytest.skip(str(error))
         open_store(server.url, tmp_path_factory.mktemp("template")).close()
