@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -34,6 +35,7 @@ from acclimate_service.domain.rollout import RolloutDraft, RolloutLimits, Rollou
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.memory import session_bytes
 from acclimate_service.rpc import served as served_module
+from acclimate_service.rpc import trials
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Store
 from acclimate_service.store.folder import FolderBlobs
@@ -125,6 +127,32 @@ def test_rollouts_leave_the_memory_to_what_is_served(store: Store) -> None:
         for rollout in begun:
             found = store.rollouts.get(rollout)
             assert (found.state, found.counts.errors) == (RolloutState.RUNNING, 0)
+
+
+def test_a_candidate_does_not_keep_others_waiting_for_memory_that_requests_hold(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cameras(store)
+    monkeypatch.setattr(trials, "ROOM_SECONDS", 0.05)
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        for name in MODELS[:2]:
+            promote(service, ModelName(name), made[name])
+        held = [
+            service.run(partial(service.server.served.hold, f"models/{name}"))
+            for name in MODELS[:2]
+        ]
+        rollout = trial(store, MODELS[0], RolloutMode.CANARY, 7)
+        ends = time.monotonic() + 5  # the pool's own patience is 10 seconds
+        while store.rollouts.get(rollout).counts.dropped < 2:
+            answer = service.inference.Predict(ask(f"models/{MODELS[0]}", RED), timeout=10)
+            assert answer.version == str(made[MODELS[0]])
+            assert time.monotonic() < ends, "the canary was not dropped"
+        running_ = service.server.served.trials._trials[f"models/{MODELS[0]}/aliases/production"]
+        while running_.coming is not None and not running_.coming.done():
+            assert time.monotonic() < ends, "it waits on"
+            time.sleep(0.01)
+        for handle in held:
+            service.loop.call_soon_threadsafe(handle.release)
 
 
 def test_a_server_that_starts_does_not_put_out_what_is_served_for_what_is_tried(

@@ -15,7 +15,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
 from acclimate_service.inference import memory
@@ -38,6 +38,13 @@ RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
 REMEMBERED = 1000  # versions whose counts are kept after they were unloaded
 ROOM = "the memory for loaded versions (ACCLIMATE_RESIDENT_MIB)"
 ROOM_SECONDS = 10.0  # for which a load waits until requests let go of what it needs
+
+
+class Urgency(TypedDict, total=False):
+    """How a load is hurried, see :meth:`Pool.ensure`."""
+
+    prompt: bool
+    room_seconds: float | None
 
 
 class Pool(Generic[T]):
@@ -91,6 +98,7 @@ class Pool(Generic[T]):
         *,
         footprint: Footprint = Footprint(own=0),  # noqa: B008  frozen
         prompt: bool = False,
+        room_seconds: float | None = None,
     ) -> Handle[T]:
         """Have *version* loaded and warmed, and hold it.
 
@@ -103,13 +111,16 @@ class Pool(Generic[T]):
             Overloaded: they held it for ``ROOM_SECONDS``.
             ServiceError: whatever *load* or the warming raised.
         """
+        seconds = ROOM_SECONDS if room_seconds is None else room_seconds
         self._awaited[version] += 1
         try:
             while (resident := self._residents.get(version)) is None:
                 task = self._loading.get(version)
                 if task is None:
                     thread = self._prompt if prompt else self._loader
-                    task = asyncio.create_task(self._load(version, load, footprint, thread))
+                    task = asyncio.create_task(
+                        self._load(version, load, footprint, thread, seconds)
+                    )
                     # Whoever waits sees its error; when nobody does, nobody needs to.
                     task.add_done_callback(lambda done: done.cancelled() or done.exception())
                     self._loading[version] = task
@@ -249,9 +260,10 @@ class Pool(Generic[T]):
         load: Callable[[], Loaded[T]],
         footprint: Footprint,
         thread: ThreadPoolExecutor,
+        room_seconds: float,
     ) -> None:
         try:
-            await self._room_for(version, footprint)
+            await self._room_for(version, footprint, room_seconds)
             self._coming[version] = footprint
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(thread, self._loaded, load)
@@ -288,10 +300,10 @@ class Pool(Generic[T]):
             if resident.version not in self._pointed:  # by far the most are
                 self._trim()
 
-    async def _room_for(self, version: str, footprint: Footprint) -> None:
+    async def _room_for(self, version: str, footprint: Footprint, seconds: float) -> None:
         """Wait until one more version fits, in the order in which they came."""
         try:
-            async with asyncio.timeout(ROOM_SECONDS), self._entrance:
+            async with asyncio.timeout(seconds), self._entrance:
                 while self._awaited[version] and not self._make_room(footprint):
                     self._eased.clear()
                     await self._eased.wait()

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import numpy as np
 import structlog
@@ -37,7 +37,7 @@ from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.handle import Handle
-from acclimate_service.inference.pool import Pool
+from acclimate_service.inference.pool import Pool, Urgency
 from acclimate_service.rpc.bounds import Lane, Locks
 from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
@@ -346,7 +346,7 @@ class Served:
         with await self._load(name) as handle:
             await self._point(alias, handle.details)
 
-    async def _load(self, name: VersionName, *, prompt: bool = False) -> Handle[ModelVersion]:
+    async def _load(self, name: VersionName, **how: Unpack[Urgency]) -> Handle[ModelVersion]:
         with contextlib.suppress(NotReady):
             return self._pool.acquire(str(name))
         version = await self._lane.run(self._store.registry.get_version, name)
@@ -354,7 +354,7 @@ class Served:
             str(name),
             lambda: self._opening.open(version),
             footprint=self._opening.footprint(version),
-            prompt=prompt,
+            **how,
         )
 
     async def _fits(self, name: VersionName) -> bool:

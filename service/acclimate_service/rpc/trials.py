@@ -21,7 +21,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -64,10 +64,16 @@ TAKE_UP_SECONDS = 2.0  # for which a new rollout's candidate is waited for
 CANARY_SECONDS = 0.3  # for which a caller waits for one that is not in memory,
 CANARY_SHARE = 0.1  # and of the time that it has left: the rest is the incumbent's
 SHADOW_SECONDS = 30.0  # nobody waits for a shadow
+ROOM_SECONDS = 1.0  # for which one waits for memory that requests hold, and others behind it
 
 Hold = Handle[ModelVersion]
-Load = Callable[[VersionName], Awaitable[Hold]]
 Fits = Callable[[VersionName], Awaitable[bool]]
+
+
+class Load(Protocol):
+    """Brings a version into memory and holds it; see ``Pool.ensure``."""
+
+    async def __call__(self, name: VersionName, /, *, room_seconds: float) -> Hold: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +311,8 @@ class Trials:
 
     async def _load_candidate(self, trial: _Trial) -> None:
         try:
-            (await self._load(trial.rollout.draft.candidate)).release()
+            found = await self._load(trial.rollout.draft.candidate, room_seconds=ROOM_SECONDS)
+            found.release()
         except (*_NOT_ITS_OWN, StoreUnavailable):
             return  # there was no room, or no store; the next request asks again
         except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers

@@ -344,19 +344,28 @@ def test_a_load_that_nobody_waits_for_any_more_takes_no_room(
     run(test)
 
 
-def test_a_load_that_nobody_waits_for_any_more_makes_way_for_one_that_there_is_room_for(
+def test_a_load_that_is_given_up_makes_way_for_one_that_there_is_room_for(
     loader: Callable[[int], Loader],
 ) -> None:
     async def test() -> None:
         async with pool_of(budget=3) as pool:
             held = await pool.ensure("a", loader(0), footprint=Footprint(own=2))
-            large = asyncio.create_task(pool.ensure("b", loader(1), footprint=Footprint(own=2)))
-            await asyncio.sleep(0.01)
-            small = asyncio.create_task(pool.ensure("c", loader(2), footprint=ONE))
-            await asyncio.sleep(0.01)
-            large.cancel()
-            async with asyncio.timeout(pool_module.ROOM_SECONDS / 2):
-                (await small).release()
+            for given_up in (True, False):
+                room_seconds = None if given_up else 0.05
+                large = asyncio.create_task(
+                    pool.ensure(
+                        "b", loader(1), footprint=Footprint(own=2), room_seconds=room_seconds
+                    )
+                )
+                await asyncio.sleep(0.01)
+                small = asyncio.create_task(pool.ensure(f"c{given_up}", loader(2), footprint=ONE))
+                await asyncio.sleep(0.01)
+                if given_up:
+                    large.cancel()
+                async with asyncio.timeout(pool_module.ROOM_SECONDS / 2):
+                    (await small).release()
+                with pytest.raises(asyncio.CancelledError if given_up else Overloaded):
+                    await large
             held.release()
 
     run(test)
