@@ -6,7 +6,7 @@ asked for the job then learns it at once, and not after hours of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy.typing as npt
 from acclimate_service.domain.evidence import Evidence, Paired
 from acclimate_service.domain.guard import judge, judge_first
 from acclimate_service.domain.job import EventKind, Job
-from acclimate_service.domain.names import DomainName, ModelName
+from acclimate_service.domain.model import Manifest
+from acclimate_service.domain.names import DomainName, ModelName, VersionName
 from acclimate_service.domain.verdict import Decision, Verdict
+from acclimate_service.domain.wording import points, some
 from acclimate_service.worker.evaluate import VerifySet
 from acclimate_service.worker.stock import JobImages
 from acclimate_service.worker.story import Story
@@ -42,6 +44,46 @@ def foretell(story: Story, job: Job, images: JobImages, labels: Sequence[str], k
             f"knows, and is right about all else, the guard would say: {verdict.summary}",
             {"needed": verdict.needed},
         )
+
+
+def tell_creep(
+    story: Story, job: Job, incumbent: Manifest, standards: Mapping[DomainName, VersionName]
+) -> None:
+    """Warn where the versions since a standard leave less to lose than one step may.
+
+    As the incumbent's own verdict told it; one that is itself the standard begins anew.
+    """
+    policy, near = job.draft.spec.guard, []
+    for domain, version in standards.items():
+        if domain == job.draft.target or str(version) == incumbent.version:
+            continue
+        source = domain == job.draft.source
+        limit, step = (
+            (policy.source_margin, policy.source_drop_limit)
+            if source
+            else (policy.earlier_margin, policy.earlier_drop_limit)
+        )
+        lost = _observed(incumbent, "source creep" if source else f"earlier {domain} creep")
+        if lost is not None and lost + step > limit:
+            room = points(max(0.0, limit - lost))
+            near.append(f"{domain} ({points(lost)} lost since {version}, {room} left)")
+    if near:
+        story.tell(
+            EventKind.WARNING,
+            "the versions before this one have together forgotten nearly as much as they may of "
+            f"{some(near)}; with --base an earlier version is adapted",
+            {"domains": len(near)},
+        )
+
+
+def _observed(manifest: Manifest, name: str) -> float | None:
+    """What a check of a version's verdict observed; None if there was no such check."""
+    found = manifest.verdict.get("checks")
+    for check in found if isinstance(found, list) else ():
+        if isinstance(check, dict) and check.get("name") == name:
+            observed = check.get("observed")
+            return observed if isinstance(observed, float) else None
+    return None
 
 
 def at_best(

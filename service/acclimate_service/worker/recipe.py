@@ -45,7 +45,7 @@ from acclimate_service.worker import judgement
 from acclimate_service.worker.ending import conclude, fail
 from acclimate_service.worker.images import stored_images
 from acclimate_service.worker.judgement import Judgement
-from acclimate_service.worker.outlook import foretell
+from acclimate_service.worker.outlook import foretell, tell_creep
 from acclimate_service.worker.publish import Candidate, export_candidate
 from acclimate_service.worker.result import Result
 from acclimate_service.worker.stock import JobImages, images_of, verify_images
@@ -128,6 +128,8 @@ def adapt_job(desk: Desk) -> Result:
     )
     _announce(story, images, f"adapting {incumbent.name} to {draft.target}")
     foretell(story, desk.job, images, space, known=len(incumbent.manifest.labels))
+    standards = desk.store.registry.standards(incumbent.name)
+    tell_creep(story, desk.job, incumbent.manifest, standards)
     screen = _screen(desk, images, space, known=len(incumbent.manifest.labels))
     outcome = _learn(desk, network, images, screen, bootstrap=False)
     candidate = export_candidate(
@@ -144,7 +146,7 @@ def adapt_job(desk: Desk) -> Result:
         incumbent,
         candidate,
         images,
-        standards=desk.store.registry.standards(incumbent.name),
+        standards=standards,
         screened=screen.found,
         threads=desk.threads,
     )
