@@ -199,6 +199,20 @@ def test_a_token_ends_while_the_files_do_not_answer(
         until(lambda: service.health() == "SERVING")
 
 
+def test_an_alias_that_was_made_a_moment_ago_is_answered_before_the_store_is_looked_at(
+    store: Store,
+) -> None:
+    with running(store, Limits(poll_seconds=3600)) as service:
+        made = version(store, model(store, "late"), classifier(3))
+        assert served_by(service, "models/late") == str(grpc.StatusCode.NOT_FOUND)
+        store.registry.set_alias(AliasName("late", "production"), made)
+        store.registry.set_alias(AliasName("late", "dock"), made)
+        assert served_by(service, "models/late") == str(made)
+        answer = service.inference.Predict(ask("models/late", RED, domain="dock"), timeout=10)
+        assert answer.version == str(made)
+        assert served_by(service, "models/nobody") == str(grpc.StatusCode.NOT_FOUND)
+
+
 def is_loading(service: Service, which: VersionName) -> bool:
     found = service.server.served.pool.resident()
     return any(item.version == str(which) and item.loading for item in found)

@@ -119,13 +119,10 @@ class Served:
         try:
             return self._pool.acquire(str(target))
         except NotReady:
-            if self._pool.pointed_at(str(target)) is None:
-                await self._tried.wait()  # a server that starts does not know of all yet
-            cold = self._pool.pointed_at(str(target))
-            if cold is None and domain:
-                raise DomainNotServed(name, domain) from None
+            cold = self._pool.pointed_at(str(target)) or await self._lately(target)
             if cold is None:
-                raise AliasNotFound(str(target)) from None
+                unserved = DomainNotServed(name, domain) if domain else AliasNotFound(str(target))
+                raise unserved from None
             return await self._load_again(target, VersionName.parse(cold))
 
     async def answer(self, name: str, asked: Asked[T], *, domain: str = "") -> T:
@@ -154,11 +151,10 @@ class Served:
         version = self._pool.pointed_at(name)
         if version is not None:
             return version not in self._failing
-        try:
+        with contextlib.suppress(NotReady):
             self._pool.acquire(name).release()
-        except NotReady:
-            return False
-        return True
+            return True
+        return False
 
     # ── moving ───────────────────────────────────────────────────────────────
 
@@ -225,8 +221,7 @@ class Served:
         """
         await self._lane.run(self._store.registry.delete_version, version)
         self._failing.discard(str(version))
-        # In use here, an alias has left it in the store and is about to leave it here;
-        # the pool drops it then.
+        # In use here, an alias left it in the store, and is about to here: it is dropped then.
         with contextlib.suppress(VersionInUse):
             await self._pool.unload(str(version))
 
@@ -281,8 +276,8 @@ class Served:
     async def catch_up(self) -> None:
         """Make every move here that was made in the store since the last time.
 
-        A version that does not load keeps the old one serving, is logged, and is tried
-        again after ``RETRY_SECONDS``; so is what a request found would not load again.
+        A version that does not load keeps the old one serving, is logged, and is tried again
+        after ``RETRY_SECONDS``; so is what a request found would not load again.
 
         Raises:
             StoreUnavailable: the store is out of reach; what is served stays.
@@ -296,6 +291,14 @@ class Served:
         self._marker = last
         self._tried.set()
         await self.trials.catch_up()
+
+    async def _lately(self, alias: AliasName) -> str | None:
+        """Where an alias points that is not known here: one made since the last look."""
+        await self._tried.wait()  # a server that starts does not know of all yet
+        with contextlib.suppress(AliasNotFound):
+            await self._lane.run(self._store.registry.get_alias, alias)
+            await self._follow(alias)
+        return self._pool.pointed_at(str(alias))
 
     async def _follow(self, alias: AliasName) -> None:
         async with self._locks.of(alias.model):
@@ -312,8 +315,7 @@ class Served:
                 return
             try:
                 await self._serve(alias, current.version)
-            # Whatever it is: what one version breaks with must not end the following of all.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001  what one breaks with must not end all
                 self._behind[alias] = time.monotonic() + RETRY_SECONDS
                 self._metrics.swaps.labels("failed").inc()
                 structlog.get_logger(__name__).error(
@@ -366,10 +368,8 @@ class Served:
         """Load what *alias* points at, for a request; health tells if it cannot be."""
         try:
             handle = await self._load(name, prompt=True)
-        except Overloaded:
-            raise  # that passes by itself
-        except ServiceError:
-            if alias.alias == PRODUCTION:
+        except ServiceError as error:
+            if alias.alias == PRODUCTION and not isinstance(error, Overloaded):  # which passes
                 self._failing.add(str(name))
                 self._behind.setdefault(alias, time.monotonic() + RETRY_SECONDS)
                 await self._tell_health(alias)
