@@ -254,7 +254,7 @@ class Served:
 
         Raises:
             NotFound: there is no such model.
-            RolloutRunning: one of its aliases has a rollout, which keeps its candidate loaded.
+            RolloutRunning: one of its aliases has a rollout, whose candidate answers too.
         """
         await self._lane.run(self._store.registry.get_model, model)
         mine = f"{model}/"
@@ -365,11 +365,11 @@ class Served:
         return self._pool.fits(self._opening.footprint(version))
 
     async def _load_again(self, alias: AliasName, name: VersionName) -> Handle[ModelVersion]:
-        """Load what *alias* points at, for a request; health tells if it cannot be."""
+        """Load what *alias* points at, for a request; health tells why not, if that lasts."""
         try:
             handle = await self._load(name, prompt=True)
         except ServiceError as error:
-            if alias.alias == PRODUCTION and not isinstance(error, Overloaded):  # which passes
+            if alias.alias == PRODUCTION and not isinstance(error, Overloaded):
                 self._failing.add(str(name))
                 self._behind.setdefault(alias, time.monotonic() + RETRY_SECONDS)
                 await self._tell_health(alias)
