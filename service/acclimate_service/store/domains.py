@@ -107,13 +107,15 @@ class Domains:
         *,
         splits: Collection[Split],
         roles: Collection[Role] | None = None,
+        up_to: int | None = None,
     ) -> builtins.list[Example]:
         """The committed examples, ordered by content, so that every reader sees one order.
 
         What is to be trained on is checked against the holdouts of all domains once
-        more: an image in any of them is left out.
+        more: an image in any of them is left out. With *up_to*, as a job's
+        ``reads_up_to``, what was committed later does not count.
         """
-        return self._database.read(_examples, domain, splits, roles)
+        return self._database.read(_examples, domain, splits, roles, up_to)
 
     def counts(self, domain: DomainName) -> dict[str, dict[Split, int]]:
         """How many committed examples there are of each label, by split; zeros included.
@@ -198,6 +200,7 @@ def _examples(
     domain: DomainName,
     splits: Collection[Split],
     roles: Collection[Role] | None,
+    up_to: int | None,
 ) -> list[Example]:
     table, held = schema.examples, schema.examples.alias()
     query = sa.select(table).where(
@@ -211,6 +214,15 @@ def _examples(
             ),
         ),
     )
+    if up_to is not None:
+        uploads = schema.batches
+        query = query.where(
+            table.c.batch.not_in(
+                sa.select(uploads.c.id).where(
+                    uploads.c.domain == domain.domain, uploads.c.commit_number > up_to
+                )
+            )
+        )
     if roles is not None:
         query = query.where(table.c.role.in_([role.value for role in roles]))
     return [_example_of(row) for row in tx.rows(query.order_by(table.c.content))]
