@@ -15,6 +15,7 @@ from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdRe
 from acclimate_service.domain.examples import Domain, Example, LabeledBatch, Role, Split
 from acclimate_service.domain.names import BatchName, DomainName
 from acclimate_service.store import audit, batches, intake, mistakes, schema
+from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.intake import Outcome, Received
 from acclimate_service.store.pages import Page, in_scope, page_limit
@@ -23,8 +24,9 @@ from acclimate_service.store.pages import Page, in_scope, page_limit
 class Domains:
     """The domains of a store. Every method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
+        self._blobs = blobs
 
     def create(
         self, name: DomainName, labels: Sequence[str], description: str = "", request_id: str = ""
@@ -65,7 +67,7 @@ class Domains:
 
     def add(self, batch: BatchName, received: Sequence[Received]) -> builtins.list[Outcome]:
         """See :func:`~acclimate_service.store.intake.add`. Store the blobs first."""
-        return self._database.write(intake.add, batch, received)
+        return self._database.write(intake.add, batch, received, self._blobs.exists)
 
     def commit_batch(self, batch: BatchName, *, count: int, chain: str) -> LabeledBatch:
         """See :func:`~acclimate_service.store.batches.commit`."""
