@@ -15,6 +15,7 @@ from PIL import Image
 from tests.integration.rpc_server import Service, classifier, model, promote, version
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+(ASYNCIO,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 EXAMPLES = {
     example.rsplit("/", 1)[-1].strip(): example
     for example in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -36,10 +37,16 @@ def shop(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(example: str, service: Service, folder: Path) -> str:
     """What an example prints, spoken to this server."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["bash", "-c", EXAMPLES[example]]
+    return told(words, service, folder, env=os.environ | {"PATH": programs})
+
+
+def told(words: list[str], service: Service, folder: Path, *, env: dict[str, str]) -> str:
+    here = [word.replace("127.0.0.1:50051", f"127.0.0.1:{service.port}") for word in words]
     return subprocess.run(
-        ["bash", "-c", EXAMPLES[example].replace("127.0.0.1:50051", f"127.0.0.1:{service.port}")],
+        here,
         cwd=folder,
-        env=os.environ | {"PATH": programs},
+        env=env,
         capture_output=True,
         text=True,
         check=True,
@@ -60,6 +67,15 @@ def test_the_page_s_examples_run(service: Service, shop: Path) -> None:
     assert inferred["outputs"][0]["shape"] == ["1", "3"]
     counted = json.loads(run("ListVersionStatistics", service, shop))
     assert counted["statistics"][0]["succeeded"]["count"] == "2"
+
+
+def test_the_example_for_asyncio_predicts_and_tells_what_is_refused(
+    service: Service, shop: Path
+) -> None:
+    printed = told([sys.executable, "-c", ASYNCIO], service, shop, env=dict(os.environ))
+    answered, refused = printed.splitlines()
+    assert answered.startswith("models/shop/versions/1 RankedLabel(label='green'")
+    assert refused.startswith("NOT_FOUND there is no 'domains/night'")
 
 
 def test_the_page_names_every_metric_and_setting_that_it_speaks_of() -> None:

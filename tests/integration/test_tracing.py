@@ -156,11 +156,11 @@ def test_a_caller_needs_to_import_nothing_but_what_makes_its_spans() -> None:
     code = """
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from acclimate._connection import Connection
-connection = Connection("127.0.0.1:1", timeout=1, patience=1, retries=0, token=None, tls=None)
-assert connection.metadata == ()
+from acclimate._terms import Terms
+terms = Terms(target="127.0.0.1:1", timeout=1, patience=1, retries=0, token=None, tls=None)
+assert terms.metadata == ()
 with TracerProvider().get_tracer("caller").start_as_current_span("call"):
-    assert dict(connection.metadata).keys() == {"traceparent"}
+    assert dict(terms.metadata).keys() == {"traceparent"}
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

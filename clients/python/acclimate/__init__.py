@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from acclimate._connection import TLS
+    from acclimate._terms import TLS
     from acclimate.client import Client
     from acclimate.errors import AcclimateError
     from acclimate.folders import examples_from_folder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from acclimate.sheets import examples_from_sheet
 
 _HOMES = {
-    "TLS": "acclimate._connection",
+    "TLS": "acclimate._terms",
     "AcclimateError": "acclimate.errors",
     "Architecture": "acclimate.resources",
     "Client": "acclimate.client",

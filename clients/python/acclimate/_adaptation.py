@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from os import PathLike
 
-from acclimate import _names, _wire
-from acclimate._connection import Connection, new_request_id
+from acclimate import _calls, _names, _wire
+from acclimate._connection import Connection
 from acclimate._upload import Upload
+from acclimate._window import Window
 from acclimate.job import Job
 from acclimate.resources import (
     Acknowledgement,
@@ -49,15 +50,8 @@ class AdaptationCalls:
         Raises:
             AlreadyExists: the id is taken.
         """
-        request = adaptation_pb2.CreateDomainRequest(
-            domain_id=name.removeprefix("domains/"),
-            labels=labels,
-            description=description,
-            request_id=request_id or new_request_id(),
-        )
-        return _wire.domain(
-            self._connection.call(self._adaptation.CreateDomain, request, idempotent=True)
-        )
+        call = _calls.create_domain(name, labels, description=description, request_id=request_id)
+        return self._connection.ask(call)
 
     def domain(self, name: str) -> Domain:
         """One domain, with its counts of images.
@@ -65,10 +59,7 @@ class AdaptationCalls:
         Raises:
             NotFound: there is none of this name.
         """
-        request = adaptation_pb2.GetDomainRequest(name=_names.domain_name(name))
-        return _wire.domain(
-            self._connection.call(self._adaptation.GetDomain, request, idempotent=True)
-        )
+        return self._connection.ask(_calls.domain(name))
 
     def domains(self) -> list[Domain]:
         """All domains."""
@@ -109,15 +100,13 @@ class AdaptationCalls:
             raise TypeError(
                 "examples are Example objects: examples_from_folder(...) reads a folder"
             )
-        upload = Upload(
-            self._connection,
+        window = Window(
             domain=_names.domain_name(domain),
             role=role,
-            request_id=request_id or new_request_id(),
-            examples=examples,
+            request_id=request_id or _calls.new_request_id(),
             on_acknowledgement=on_acknowledgement,
         )
-        return upload.run()
+        return Upload(self._connection, window=window, examples=examples).run()
 
     def batches(self, domain: str) -> list[LabeledBatch]:
         """All batches of a domain."""
@@ -190,30 +179,25 @@ class AdaptationCalls:
             NotFound: there is no such model, domain or base.
             Conflict: there is nothing to adapt from, or there are too few images.
         """
-        request = adaptation_pb2.CreateAdaptationJobRequest(
-            model=_names.model_name(model),
-            domain=_names.domain_name(domain),
-            spec=adaptation_pb2.AdaptationSpec(
-                strategy=strategy,
-                epochs=epochs,
-                budget_seconds=budget_seconds,
-                batch_size=batch_size,
-                seed=seed,
-                replay_per_class=replay_per_class,
-                views=views,
-                extend_labels=extend_labels,
-                promote_to=promote_to,
-                variants=variants,
-                guard_preset=guard_preset,
-                guard_overrides=_wire.struct_of(guard) if guard else None,
-            ),
-            request_id=request_id or new_request_id(),
-            base=_names.base_name(base, model=model),
+        call = _calls.adapt(
+            model,
+            domain,
+            strategy=strategy,
+            epochs=epochs,
+            budget_seconds=budget_seconds,
+            batch_size=batch_size,
+            seed=seed,
+            replay_per_class=replay_per_class,
+            views=views,
+            extend_labels=extend_labels,
+            base=base,
+            promote_to=promote_to,
+            variants=variants,
+            guard_preset=guard_preset,
+            guard=guard,
+            request_id=request_id,
         )
-        answer = self._connection.call(
-            self._adaptation.CreateAdaptationJob, request, idempotent=True
-        )
-        return Job(self._connection, _wire.job(answer))
+        return Job(self._connection, self._connection.ask(call))
 
     def job(self, name: str) -> Job:
         """A handle on one job.

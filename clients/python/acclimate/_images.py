@@ -41,13 +41,13 @@ class Wanted:
     """What to answer beside the likeliest labels, how many of those, and how urgently."""
 
     model: str
-    top_k: int
-    probabilities: bool
-    logits: bool
-    embeddings: bool
-    priority: int
-    routing_key: str
-    domain: str
+    top_k: int = 5
+    probabilities: bool = False
+    logits: bool = False
+    embeddings: bool = False
+    priority: int = 2
+    routing_key: str = ""
+    domain: str = ""
 
     def request(
         self, contents: list[bytes], shape: tuple[int, ...]

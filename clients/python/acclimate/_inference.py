@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
-from acclimate import _images, _names, _wire
-from acclimate._connection import STREAM_SECONDS, Connection, Patience
+from acclimate import _calls, _images, _names, _wire
+from acclimate._calls import STREAM_SECONDS
+from acclimate._connection import Connection
 from acclimate._images import Image
 from acclimate._questions import Questions
 from acclimate._status import error_of
+from acclimate._waiting import Patience
 from acclimate.errors import Unavailable
 from acclimate.resources import Prediction, Refusal, VersionStatistics
 from acclimate.rollouts import Drift
@@ -74,10 +76,8 @@ class InferenceCalls:
         )
         found: list[Prediction] = []
         for request in _images.requests(images, wanted, at_most=_images.REQUEST_IMAGES):
-            answer = self._connection.call(
-                self._inference.Predict, request, idempotent=True, timeout=timeout
-            )
-            found.extend(_wire.predictions(answer))
+            answered = self._connection.ask(_calls.predict(request, seconds=timeout))
+            found.extend(answered)
         return found
 
     def drift(self, model: str, *, timeout: float = 120.0) -> Drift:
@@ -143,7 +143,7 @@ class InferenceCalls:
                 try:
                     for message in self._attempt(questions):
                         patience.renew()
-                        yield from _answers(message)
+                        yield from _wire.answers(message)
                     if not questions.done:
                         patience.wait(Unavailable("the stream ended early", reason="STREAM_ENDED"))
                 except grpc.RpcError as failure:
@@ -180,9 +180,3 @@ class InferenceCalls:
             self._inference.ListVersionStatistics, request, idempotent=True, timeout=timeout
         )
         return [_wire.version_statistics(message) for message in answer.statistics]
-
-
-def _answers(message: inference_pb2.PredictStreamResponse) -> list[Prediction] | list[Refusal]:
-    if message.WhichOneof("part") == "refusal":
-        return [Refusal(reason=message.refusal.reason, message=message.refusal.message)]
-    return _wire.predictions(message.response)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from acclimate import _files, _names, _wire
-from acclimate._connection import BULK_SECONDS, LOAD_SECONDS, Connection, new_request_id
+from acclimate import _calls, _files, _names, _wire
+from acclimate._calls import BULK_SECONDS
+from acclimate._connection import Connection
 from acclimate.job import Job
 from acclimate.resources import (
     Alias,
@@ -74,7 +75,7 @@ class RegistryCalls:
             labels=tuple(labels),
             preprocessing=preprocessing,
             source_domain=_names.domain_name(source_domain) if source_domain else "",
-            request_id=request_id or new_request_id(),
+            request_id=request_id or _calls.new_request_id(),
             promote_to=promote_to,
             decoding=decoding,
         )
@@ -219,18 +220,8 @@ class RegistryCalls:
             Conflict: the version cannot be loaded, or the alias points elsewhere
                 than *expected*.
         """
-        request = registry_pb2.SetAliasRequest(
-            name=_names.alias_name(model, alias),
-            version=_names.version_name(version, model=model),
-            expected_version=_names.version_name(expected, model=model) if expected else "",
-            reason=reason,
-        )
-        # With `expected` the second of two equal calls would be refused.
-        return _wire.alias(
-            self._connection.call(
-                self._registry.SetAlias, request, idempotent=not expected, timeout=LOAD_SECONDS
-            )
-        )
+        call = _calls.promote(model, version, alias=alias, expected=expected, reason=reason)
+        return self._connection.ask(call)
 
     def rollback(self, model: str, *, alias: str = "production", reason: str = "") -> Alias:
         """Point an alias back at where it pointed before.
@@ -238,20 +229,11 @@ class RegistryCalls:
         Raises:
             Conflict: it has not pointed anywhere else.
         """
-        request = registry_pb2.RollbackAliasRequest(
-            name=_names.alias_name(model, alias), reason=reason
-        )
-        return _wire.alias(
-            self._connection.call(
-                self._registry.RollbackAlias, request, idempotent=False, timeout=LOAD_SECONDS
-            )
-        )
+        return self._connection.ask(_calls.rollback(model, alias=alias, reason=reason))
 
     def aliases(self, model: str) -> list[Alias]:
         """All aliases of a model."""
-        request = registry_pb2.ListAliasesRequest(parent=_names.model_name(model))
-        answer = self._connection.call(self._registry.ListAliases, request, idempotent=True)
-        return [_wire.alias(message) for message in answer.aliases]
+        return self._connection.ask(_calls.aliases(model))
 
     def delete_alias(self, model: str, alias: str, *, reason: str = "") -> None:
         """Remove an alias; nothing is served under it any more."""

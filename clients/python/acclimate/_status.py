@@ -32,7 +32,15 @@ CLASSES: dict[grpc.StatusCode, type[errors.AcclimateError]] = {
 }
 
 # What gRPC itself calls a connection that broke under a call, depending on the moment.
-_BROKEN_CONNECTION = ("Stream removed", "RST_STREAM", "Connection reset", "Socket closed")
+# The last is asyncio's, of a message that was being written when the stream ended: it hides
+# why that did, which the next attempt is told.
+_BROKEN_CONNECTION = (
+    "Stream removed",
+    "RST_STREAM",
+    "Connection reset",
+    "Socket closed",
+    "Internal error from Core",
+)
 # What it says of a message over the limit of either side, with the code of a full queue.
 _TOO_LARGE = "message larger than max"
 

@@ -292,6 +292,16 @@ def predictions(message: inference_pb2.PredictResponse) -> list[resources.Predic
     ]
 
 
+def answers(
+    message: inference_pb2.PredictStreamResponse,
+) -> list[resources.Prediction] | list[resources.Refusal]:
+    """What one message of a stream of predictions says: of one image, if one was asked of."""
+    if message.WhichOneof("part") == "refusal":
+        refusal = message.refusal
+        return [resources.Refusal(reason=refusal.reason, message=refusal.message)]
+    return predictions(message.response)
+
+
 def version_statistics(message: inference_pb2.VersionStatistics) -> resources.VersionStatistics:
     """A version's counts."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from grpc_health.v1 import health_pb2
-
+from acclimate import _calls
 from acclimate._access import AccessCalls
 from acclimate._adaptation import AdaptationCalls
-from acclimate._connection import TLS, Connection
+from acclimate._connection import Connection
 from acclimate._inference import InferenceCalls
 from acclimate._registry import RegistryCalls
 from acclimate._rollout import RolloutCalls
+from acclimate._terms import TLS, Terms
 from acclimate.resources import Health
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -57,19 +57,20 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, Acces
         token: str | None = None,
         tls: TLS | None = None,
     ) -> None:
-        connection = Connection(
-            target, timeout=timeout, patience=patience, retries=retries, token=token, tls=tls
+        terms = Terms(
+            target=target,
+            timeout=timeout,
+            patience=patience,
+            retries=retries,
+            token=token,
+            tls=tls,
         )
+        connection = Connection(terms)
         RegistryCalls.__init__(self, connection)
         AdaptationCalls.__init__(self, connection)
         RolloutCalls.__init__(self, connection)
         InferenceCalls.__init__(self, connection)
         AccessCalls.__init__(self, connection)
-        self._check_health = connection.channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +93,4 @@ class Client(RegistryCalls, AdaptationCalls, InferenceCalls, RolloutCalls, Acces
         Raises:
             Unavailable: it cannot be reached.
         """
-        request = health_pb2.HealthCheckRequest(service=service)
-        answer = self._connection.call(self._check_health, request, idempotent=True)
-        status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        return Health(serving=status == "SERVING", status=status)
+        return self._connection.ask(_calls.health(service))

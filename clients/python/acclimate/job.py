@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import grpc
 
-from acclimate import _wire
-from acclimate._connection import STREAM_SECONDS, Connection, Patience
+from acclimate import _calls, _wire
+from acclimate._calls import STREAM_SECONDS
+from acclimate._connection import Connection
 from acclimate._status import error_of
+from acclimate._waiting import Patience
 from acclimate.errors import AcclimateError, DeadlineExceeded
 from acclimate.resources import JobEvent, JobKind, JobSnapshot, JobState, Json, Phase
 from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc
@@ -19,25 +22,11 @@ FIRST_POLL = 0.1  # seconds
 LAST_POLL = 2.0
 
 
-class Job:
-    """A handle on one job. What it shows is as old as the last call that asked the service."""
+class JobHandle:
+    """What a handle on one job shows: as old as the last call that asked the service."""
 
-    def __init__(self, connection: Connection, snapshot: JobSnapshot) -> None:
-        self._connection = connection
-        self._stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
+    def __init__(self, snapshot: JobSnapshot) -> None:
         self.snapshot = snapshot
-
-    @classmethod
-    def named(cls, connection: Connection, name: str) -> Job:
-        """A handle on the job of this name.
-
-        Raises:
-            NotFound: there is none.
-        """
-        stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
-        request = adaptation_pb2.GetAdaptationJobRequest(name=name)
-        answer = connection.call(stub.GetAdaptationJob, request, idempotent=True)
-        return cls(connection, _wire.job(answer))
 
     def __repr__(self) -> str:
         return f"<Job {self.name} {self.state.value}>"
@@ -72,11 +61,34 @@ class Job:
         """Accuracies, verdict, seconds by phase; see docs/report.md."""
         return self.snapshot.summary
 
+    def _outlasted(self, timeout: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.name} is still {self.state.value} after {timeout:g} s; it goes on",
+            reason="WAIT_TIMEOUT",
+            metadata={"name": self.name, "state": self.state.value},
+        )
+
+
+class Job(JobHandle):
+    """A handle on one job. What it shows is as old as the last call that asked the service."""
+
+    def __init__(self, connection: Connection, snapshot: JobSnapshot) -> None:
+        super().__init__(snapshot)
+        self._connection = connection
+        self._stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
+
+    @classmethod
+    def named(cls, connection: Connection, name: str) -> Job:
+        """A handle on the job of this name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return cls(connection, connection.ask(_calls.job(name)))
+
     def refresh(self) -> Job:
         """Ask the service where the job stands, and return the same handle."""
-        request = adaptation_pb2.GetAdaptationJobRequest(name=self.name)
-        answer = self._connection.call(self._stub.GetAdaptationJob, request, idempotent=True)
-        self.snapshot = _wire.job(answer)
+        self.snapshot = self._connection.ask(_calls.job(self.name))
         return self
 
     def wait(self, timeout: float | None = None) -> Job:
@@ -89,16 +101,12 @@ class Job:
             DeadlineExceeded: it has not ended in time. The job itself goes on.
             Unavailable: the service stayed away for longer than the client's patience.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL
         patience = Patience(self._connection.patience)
         while not self._has_ended(patience):
-            if until is not None and time.monotonic() + pause > until:
-                raise DeadlineExceeded(
-                    f"{self.name} is still {self.state.value} after {timeout:g} s; it goes on",
-                    reason="WAIT_TIMEOUT",
-                    metadata={"name": self.name, "state": self.state.value},
-                )
+            if timeout is not None and time.monotonic() + pause > until:
+                raise self._outlasted(timeout)
             time.sleep(pause)
             pause = min(pause * 1.5, LAST_POLL)
         return self
@@ -160,9 +168,7 @@ class Job:
         Raises:
             Conflict: it has ended already.
         """
-        request = adaptation_pb2.CancelAdaptationJobRequest(name=self.name, reason=reason)
-        answer = self._connection.call(self._stub.CancelAdaptationJob, request, idempotent=True)
-        self.snapshot = _wire.job(answer)
+        self.snapshot = self._connection.ask(_calls.cancel(self.name, reason=reason))
         return self
 
     def report(self, format: Literal["html", "json"] = "html") -> bytes:  # noqa: A002

@@ -11,8 +11,8 @@ from google.rpc import code_pb2
 from tests.unit.client.fake_service import Service
 
 from acclimate import TLS, Client, errors
-from acclimate._connection import is_loopback
 from acclimate._status import CLASSES
+from acclimate._terms import is_loopback
 from acclimate.v1 import adaptation_pb2
 
 UNAVAILABLE = (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE", None)

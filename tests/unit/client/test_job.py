@@ -8,7 +8,7 @@ from google.protobuf import struct_pb2
 from google.rpc import code_pb2
 from tests.unit.client.fake_service import NOW, Service, start
 
-from acclimate import Client, JobState, _connection
+from acclimate import Client, JobState, _waiting
 from acclimate.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
 from acclimate.resources import EventKind, Phase
 from acclimate.v1 import adaptation_pb2
@@ -115,7 +115,7 @@ def test_a_watch_that_was_silent_for_longer_than_its_patience_outlasts_a_break(
 def test_a_silent_watch_outlasts_each_break_of_a_connection_that_held_until_then(
     service: Service, target: str, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
-    monkeypatch.setattr(_connection, "HELD_SECONDS", 0.2 if held else 60)
+    monkeypatch.setattr(_waiting, "HELD_SECONDS", 0.2 if held else 60)
     service.events = story(1)
     service.faults.watch_after, service.faults.watch_silent = [0] * 4, 0.3
     with Client(target, patience=0.5) as client:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from tests.unit.client.fake_service import Service, start
 
-from acclimate import Client, Example, Role, _upload
+from acclimate import Client, Example, Role, _window
 from acclimate.errors import NotFound, ServiceFault, Unavailable, UploadMismatch
 from acclimate.resources import Acknowledgement
 from acclimate_service.domain.examples import chain_digest as chain_of_the_service
@@ -32,7 +32,7 @@ def test_every_example_arrives_once_and_in_order(service: Service, client: Clien
 
 def test_the_client_and_the_service_compute_the_same_chain() -> None:
     for text in ("", "a", "ü"):
-        assert _upload.chain_digest("0" * 64, b"x", text) == chain_of_the_service(
+        assert _window.chain_digest("0" * 64, b"x", text) == chain_of_the_service(
             "0" * 64, b"x", text
         )
 
@@ -179,7 +179,7 @@ def test_an_error_of_the_callers_own_iterable_reaches_the_caller(client: Client)
 def test_only_a_window_of_a_long_upload_is_read_ahead(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_upload, "WINDOW_EXAMPLES", 8)
+    monkeypatch.setattr(_window, "WINDOW_EXAMPLES", 8)
     read = answered = most = 0
 
     def counted() -> Iterator[Example]:
@@ -201,7 +201,7 @@ def test_only_a_window_of_a_long_upload_is_read_ahead(
 def test_large_images_fill_the_window_by_their_bytes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_upload, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr(_window, "WINDOW_BYTES", 1000)
     read = answered = most = 0
 
     def counted() -> Iterator[Example]:
