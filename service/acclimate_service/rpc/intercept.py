@@ -328,6 +328,7 @@ class _Call:
             raise error
         answer = self._status(error)
         self._code = status.grpc_code(answer)
+        self._metrics.refused.labels(self._method, status.reason_of(answer)).inc()
         facts = self._sparing.line()
         if facts is not None:
             message = str(error) if isinstance(error, ServiceError) else answer.message

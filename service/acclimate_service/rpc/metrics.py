@@ -31,6 +31,12 @@ class Metrics:
             ["method", "code"],
             registry=self.registry,
         )
+        self.refused = prometheus_client.Counter(
+            "acclimate_refused_total",
+            "Calls refused or failed, by method and reason (of the ErrorInfo that the caller got).",
+            ["method", "reason"],
+            registry=self.registry,
+        )
         self.seconds = prometheus_client.Histogram(
             "acclimate_rpc_seconds",
             "Seconds from a call's first message to its end, by method.",
@@ -56,6 +62,8 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        for result in ("served", "failed"):
+            self.swaps.labels(result)  # told as 0: what appears as 1 is no increase to Prometheus
         # Found by their labels once: that costs more than counting, and every call counts four.
         self._methods: dict[str, tuple[prometheus_client.Gauge, prometheus_client.Histogram]] = {}
         self._ends: dict[tuple[str, str], prometheus_client.Counter] = {}

@@ -149,6 +149,13 @@ def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
+def reason_of(status: status_pb2.Status) -> str:
+    """The reason in the ErrorInfo with which every refusal's details begin."""
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    return str(info.reason)
+
+
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
     """The gRPC code of a ``google.rpc.Status``."""
     return next(code for code, number in _NUMBERS.items() if number == status.code)
