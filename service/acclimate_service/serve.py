@@ -31,8 +31,9 @@ from acclimate_service.domain.errors import (
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.execution import Execution
+from acclimate_service.inference.loading import LOADER_NICE
 from acclimate_service.inference.memory import usual_budget
-from acclimate_service.inference.pool import LOADER_NICE, Pool
+from acclimate_service.inference.pool import Pool
 from acclimate_service.inference.probe import probe
 from acclimate_service.inference.processor import this_one_overflows
 from acclimate_service.rpc.certificates import Renewal, TLSFiles
@@ -43,6 +44,7 @@ from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store, open_store
 
 PORT_FILE = "serve.port"
+END_SECONDS = 3.0  # after a drain in which threads may end
 REFUSED = 2  # the exit code that tells a supervisor not to try again
 
 
@@ -58,17 +60,24 @@ def main() -> None:
     # Hand-overs between the event loop and the session threads are many and short;
     # measured, the default of 5 ms holds every tenth answer up.
     sys.setswitchinterval(0.0005)
+    code = _run()
+    _end_soon(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Serve; the exit code."""
     try:
-        sys.exit(asyncio.run(_serve(read(ServeSettings))))
+        return asyncio.run(_serve(read(ServeSettings)))
     except ServiceError as error:
         structlog.get_logger(__name__).error(
             "cannot serve", reason=error.reason, message=str(error)
         )
-        sys.exit(1 if isinstance(error, StoreUnavailable) else REFUSED)
+        return 1 if isinstance(error, StoreUnavailable) else REFUSED
     except (OSError, RuntimeError) as error:
         # RuntimeError is grpc's word for an address that cannot be bound.
         structlog.get_logger(__name__).error("cannot serve", message=str(error))
-        sys.exit(REFUSED)
+        return REFUSED
 
 
 async def _serve(settings: ServeSettings) -> int:
@@ -102,21 +111,54 @@ async def _serve(settings: ServeSettings) -> int:
         admission=admission(settings),
         tracer=tracing.configure("acclimate-serve"),
     )
+    lost = False
     try:
         credentials = None if tls is None else Renewal(tls).credentials()
         port = server.listen(settings.host, settings.port, credentials)
-        await server.start()
-        tidying.start()
-        with _metrics(settings, server, store, tls), _announced(settings, port):
-            lost = await _lost(server, stop)
-            await server.stop(settings.drain_seconds)
+        if await _started(server, stop):
+            tidying.start()
+            with _metrics(settings, server, store, tls), _announced(settings, port):
+                lost = await _lost(server, stop)
+                await server.stop(settings.drain_seconds)
     finally:
         await server.stop(0)
-        await pool.close()
+        ended = await pool.close()
         await batcher.close()
-        if not tidying.is_alive():  # else the end of the process closes it
+        if ended and not tidying.is_alive():  # else the end of the process closes it
             store.close()
     return 1 if lost else 0
+
+
+async def _started(server: Server, stop: asyncio.Event) -> bool:
+    """Start, unless *stop* comes first: a store may take its time to answer.
+
+    Raises:
+        StoreUnavailable: it is out of reach.
+    """
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return False
+    starting.result()
+    return True
+
+
+def _end_soon(code: int) -> None:
+    """End the process with *code* even if a thread hangs, in a disk or a bucket.
+
+    Python waits for it for ever. The system takes back what it holds.
+    """
+
+    def end() -> None:
+        structlog.get_logger(__name__).warning("threads hang at the end", code=code)
+        os._exit(code)
+
+    timer = threading.Timer(END_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _lost(server: Server, stop: asyncio.Event) -> bool:

@@ -38,9 +38,13 @@ from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc, inference_pb2_grpc
 from acclimate_service.config import ServeSettings
 from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName
+from acclimate_service.rpc.served import Served
 from acclimate_service.rpc.server import SERVICES, Server
 from acclimate_service.serve import _serve
+from acclimate_service.store.folder import FolderBlobs
 
+MODELS = (("slow", 2.0), ("quick", 3.0))
+RED = plain((250, 0, 0))
 # As `python -m acclimate_service.serve`, telling at the end what it had loaded.
 TELLING = """
 import atexit, sys
@@ -208,6 +212,57 @@ def test_a_server_that_lacks_what_was_asked_for_ends_and_says_why(
     assert out == ""
     said = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert said[-1]["reason"] == reason
+
+
+def test_a_server_whose_load_hangs_is_ready_all_the_same_and_ends_when_it_is_told_to(
+    tmp_path: Path,
+) -> None:
+    store = fresh_store(tmp_path)
+    slow, quick = (version(store, model(store, name), classifier(gain)) for name, gain in MODELS)
+    for made in (slow, quick):
+        store.registry.set_alias(AliasName(made.model, "production"), made)
+    assert isinstance(store.blobs, FolderBlobs)
+    path = store.blobs.path(store.registry.get_version(slow).manifest.artifacts.onnx)
+    store.close()
+    path.unlink()
+    os.mkfifo(path)  # whoever opens it to read waits for a writer, as for a disk that hangs
+    with (
+        serving(tmp_path, drain_seconds=1) as process,
+        grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel,
+    ):
+        predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict
+        assert predict(ask("models/quick", RED), timeout=10).version == str(quick)
+        waiting = predict.future(ask("models/slow", RED), timeout=60)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert waiting.exception(timeout=10) is not None
+    assert process.returncode == 0
+    assert "threads hang at the end" in errors
+
+
+def test_a_server_that_is_told_to_end_before_it_is_ready_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh_store(tmp_path)
+    made = version(store, model(store, "shop"), classifier())
+    store.registry.set_alias(AliasName("shop", "production"), made)
+    store.close()
+    begun = asyncio.Event()
+
+    async def begin(_: Served) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Served, "begin", begin)
+
+    async def scene() -> int:
+        settings = ServeSettings(home=tmp_path, port=0)
+        serving_ = asyncio.create_task(_serve(settings))
+        await begun.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await asyncio.wait_for(serving_, 30)
+
+    assert asyncio.run(scene()) == 0
 
 
 def test_a_port_that_is_taken_is_not_shared(tmp_path: Path) -> None:
