@@ -30,7 +30,7 @@ from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, TokenName, VersionName
 from acclimate_service.inference.residents import Loaded
-from acclimate_service.rpc import following
+from acclimate_service.rpc import following, moves
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store
@@ -82,7 +82,7 @@ def unload(service: Service, name: str) -> oip_pb.RepositoryModelUnloadResponse:
 
 def blocked(service: Service, monkeypatch: pytest.MonkeyPatch, slow: VersionName) -> Any:
     """What lets *slow*, which is being opened from now on, go on to open."""
-    opening = service.server.served._opening
+    opening = service.server.served._loads._opening
     go_on, usual = threading.Event(), opening.open
 
     def open_(found: Any) -> Any:
@@ -136,7 +136,7 @@ def test_a_version_that_breaks_in_no_way_we_know_costs_only_its_own_alias(
     name = model(service.store, "huge")
     good, bad = (version(service.store, name, classifier(gain)) for gain in (1, 2))
     promote(service, name, good)
-    opening = service.server.served._opening
+    opening = service.server.served._loads._opening
     usual = opening.open
 
     def open_(found: Any) -> Any:
@@ -247,3 +247,86 @@ def test_who_asks_while_a_server_starts_waits_and_is_not_told_that_nothing_is_se
     monkeypatch.setattr(Opening, "open", slowly)
     with ThreadPoolExecutor(1) as pool, running(store, QUICK):
         assert asking[0].result(20) == str(first)
+
+
+def test_a_version_that_takes_long_to_load_holds_up_no_other_model(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = model(service.store, "big")
+    first, second, third = (version(service.store, name, classifier(gain)) for gain in (1, 2, 4))
+    promote(service, name, first)
+    go_on = blocked(service, monkeypatch, second)
+    alias = AliasName("big", "production")
+    service.store.registry.set_alias(alias, second)
+    until(lambda: is_loading(service, second))
+    assert follows(service, "other")
+    service.store.registry.set_alias(alias, third)
+    assert follows(service, "another")
+    assert served_by(service, name) == str(first)  # a move overtakes none of the same model
+    go_on.set()
+    until(lambda: served_by(service, name) == str(third))
+
+
+def test_a_cold_version_that_takes_long_to_load_holds_up_no_other_cold_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = (
+        version(service.store, model(service.store, name), classifier(3))
+        for name in ("slow", "quick")
+    )
+    go_on = blocked(service, monkeypatch, slow)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(served_by, service, slow)
+        until(lambda: is_loading(service, slow))
+        answer = service.inference.Predict(ask(quick, RED), timeout=10)
+        assert answer.version == str(quick)
+        assert not asking.done()
+        go_on.set()
+        assert asking.result(20) == str(slow)
+
+
+def test_a_server_is_ready_while_a_version_takes_long_to_load_and_answers_for_it_after(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves, "EAGER_SECONDS", 0.5)
+    go_on, opened = threading.Event(), Opening.open
+    slow, quick = (version(store, model(store, name), classifier(3)) for name in ("slow", "quick"))
+    for made in (slow, quick):
+        store.registry.set_alias(AliasName(made.model, "production"), made)
+
+    def open_(opening: Opening, found: ModelVersion) -> Loaded[ModelVersion]:
+        if found.name == slow:
+            assert go_on.wait(30)
+        return opened(opening, found)
+
+    monkeypatch.setattr(Opening, "open", open_)
+    with ThreadPoolExecutor(1) as pool, running(store, QUICK) as service:
+        assert is_loading(service, slow)
+        assert served_by(service, "models/quick") == str(quick)
+        asking = pool.submit(served_by, service, "models/slow")
+        go_on.set()
+        assert asking.result(20) == str(slow)
+
+
+def test_whoever_asks_for_an_alias_that_never_loaded_is_told_why_and_the_file_is_not_read_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = version(service.store, model(service.store, "ill"), b"no model")
+    opened: list[str] = []
+    usual = Opening.open
+
+    def open_(opening: Opening, found: ModelVersion) -> Loaded[ModelVersion]:
+        opened.append(str(found.name))
+        return usual(opening, found)
+
+    monkeypatch.setattr(Opening, "open", open_)
+    service.store.registry.set_alias(AliasName("ill", "production"), made)
+    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 1)
+    until(lambda: served_by(service, "models/ill") == "StatusCode.FAILED_PRECONDITION")
+    assert service.health("models/ill") == "NOT_SERVING"
+    for _ in range(5):
+        code, info = refusal(lambda: service.inference.Predict(ask("models/ill", RED), timeout=10))
+        assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_UNLOADABLE")
+    assert opened == [str(made)]
+    told = service.oip.ModelReady(oip_pb.ModelReadyRequest(name="ill"), timeout=10)
+    assert not told.ready

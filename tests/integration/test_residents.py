@@ -29,12 +29,19 @@ from tests.integration.rpc_server import (
 from tests.integration.test_rpc_process import port_of, serving
 
 from acclimate.oip import grpc_service_pb2 as oip
-from acclimate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+from acclimate.v1 import (
+    inference_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
+)
 from acclimate_service.domain.names import AliasName, ModelName, RolloutName, VersionName
 from acclimate_service.domain.rollout import RolloutDraft, RolloutLimits, RolloutMode, RolloutState
+from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.memory import session_bytes
-from acclimate_service.rpc import served as served_module
+from acclimate_service.rpc import loads as loads_module
 from acclimate_service.rpc import trials
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Store
@@ -105,35 +112,71 @@ def trial(store: Store, name: str, mode: RolloutMode, gain: float) -> RolloutNam
     return store.rollouts.start(draft, who="ann", why="a test").name
 
 
-def test_rollouts_leave_the_memory_to_what_is_served(store: Store) -> None:
-    """More candidates than there is memory for: nothing is refused, and all are tried."""
-    names = MODELS[:3]
-    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
-        begun = []
-        for number, name in enumerate(names):
-            shop = model(store, name)
-            promote(service, shop, version(store, shop, classifier(1 + number / 10)))
-            mode = RolloutMode.CANARY if number else RolloutMode.SHADOW
-            begun.append(trial(store, name, mode, 2 + number / 10))
-
-        def seen() -> list[int]:
-            for name in names:
-                service.inference.Predict(ask(f"models/{name}", RED), timeout=5)
-            return [store.rollouts.get(rollout).counts.images for rollout in begun]
-
-        ends = time.monotonic() + 60
-        while min(seen()) < 3:
-            assert time.monotonic() < ends, "a candidate was never tried"
-        for rollout in begun:
-            found = store.rollouts.get(rollout)
-            assert (found.state, found.counts.errors) == (RolloutState.RUNNING, 0)
-
-
-def test_a_candidate_does_not_keep_others_waiting_for_memory_that_requests_hold(
+def test_a_rollout_whose_candidate_has_no_room_beside_what_answers_stands_still_and_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Incumbent and candidate never put each other out by turns."""
+    monkeypatch.setattr(trials, "PAUSE_SECONDS", 0.1)
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        served = {}
+        for number, name in enumerate(MODELS[:2]):
+            shop = model(store, name)
+            served[name] = version(store, shop, classifier(1 + number / 10))
+            promote(service, shop, served[name])
+        begun = [
+            trial(store, name, mode, 7)
+            for name, mode in zip(served, (RolloutMode.CANARY, RolloutMode.SHADOW), strict=True)
+        ]
+        loaded = in_memory(service)
+        ends = time.monotonic() + 30
+        while min(store.rollouts.get(rollout).counts.dropped for rollout in begun) < 20:
+            for name, found in served.items():
+                answer = service.inference.Predict(ask(f"models/{name}", RED), timeout=5)
+                assert answer.version == str(found)
+            assert time.monotonic() < ends, "it was not counted as dropped"
+        assert in_memory(service) == loaded
+        for told in map(store.rollouts.get, begun):
+            assert (told.state, told.counts.errors) == (RolloutState.RUNNING, 0)
+            assert "ACCLIMATE_RESIDENT_MIB" in told.reason
+        # Once there is room, one of the two goes on.
+        unload = oip.RepositoryModelUnloadRequest(model_name=MODELS[0])
+        store.rollouts.stop(begun[0], who="ann", why="a test")
+        while service.server.served.trials.of(ModelName(MODELS[0])) is not None:
+            time.sleep(0.02)
+        service.oip.RepositoryModelUnload(unload, timeout=10)
+        while store.rollouts.get(begun[1]).counts.compared < 3:
+            service.inference.Predict(ask(f"models/{MODELS[1]}", RED), timeout=5)
+            assert time.monotonic() < ends, "the candidate was never tried"
+        assert store.rollouts.get(begun[1]).reason == ""
+
+
+def in_memory(service: Service) -> dict[str, Classifier]:
+    """The sessions of each version that is loaded: others, once it was loaded again."""
+    residents = service.server.served.pool._residents
+    return {name: one.loaded[0].classifier for name, one in residents.items()}
+
+
+def test_a_rollout_that_starts_without_room_is_answered_with_the_reason(store: Store) -> None:
     made = cameras(store)
-    monkeypatch.setattr(trials, "ROOM_SECONDS", 0.05)
+    candidate = version(store, ModelName(MODELS[0]), classifier(7))
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        for name in MODELS[:2]:
+            promote(service, ModelName(name), made[name])
+        begun = rollout_pb2_grpc.RolloutServiceStub(service.channel).StartRollout(
+            rollout_pb2.StartRolloutRequest(
+                alias=f"models/{MODELS[0]}/aliases/production",
+                candidate=str(candidate),
+                mode=rollout_pb2.Rollout.MODE_CANARY,
+                share=0.5,
+            ),
+            timeout=10,
+        )
+        assert begun.state == rollout_pb2.Rollout.STATE_RUNNING
+        assert "ACCLIMATE_RESIDENT_MIB" in begun.reason
+
+
+def test_a_candidate_waits_for_no_memory_that_requests_hold(store: Store) -> None:
+    made = cameras(store)
     with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
         for name in MODELS[:2]:
             promote(service, ModelName(name), made[name])
@@ -147,12 +190,26 @@ def test_a_candidate_does_not_keep_others_waiting_for_memory_that_requests_hold(
             answer = service.inference.Predict(ask(f"models/{MODELS[0]}", RED), timeout=10)
             assert answer.version == str(made[MODELS[0]])
             assert time.monotonic() < ends, "the canary was not dropped"
-        running_ = service.server.served.trials._trials[f"models/{MODELS[0]}/aliases/production"]
-        while running_.coming is not None and not running_.coming.done():
-            assert time.monotonic() < ends, "it waits on"
-            time.sleep(0.01)
+        assert not [one for one in service.server.served.pool.resident() if one.loading]
         for handle in held:
             service.loop.call_soon_threadsafe(handle.release)
+
+
+def test_a_candidate_makes_room_for_what_live_requests_ask_for(store: Store) -> None:
+    made = cameras(store)
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        promote(service, ModelName(MODELS[0]), made[MODELS[0]])
+        rollout = trial(store, MODELS[0], RolloutMode.CANARY, 7)
+        ends = time.monotonic() + 30
+        while store.rollouts.get(rollout).counts.images < 3:
+            service.inference.Predict(ask(f"models/{MODELS[0]}", RED), timeout=5)
+            assert time.monotonic() < ends, "the candidate was never tried"
+        promote(service, ModelName(MODELS[1]), made[MODELS[1]])
+        for _ in range(5):
+            for name in MODELS[:2]:
+                answer = service.inference.Predict(ask(f"models/{name}", RED), timeout=5)
+                assert answer.version == str(made[name])
+        assert ready(service) == {*MODELS[:2]}
 
 
 def test_a_server_that_starts_does_not_put_out_what_is_served_for_what_is_tried(
@@ -173,7 +230,7 @@ def test_a_server_that_starts_does_not_put_out_what_is_served_for_what_is_tried(
 def test_health_tells_of_a_model_that_would_not_load_again_until_it_does(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served_module, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(loads_module, "RETRY_SECONDS", 0.1)
     made = cameras(store)
     broken = made["cam-0"]
     assert isinstance(store.blobs, FolderBlobs)

@@ -92,7 +92,11 @@ class RolloutDraft:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """One trial of a version on an alias's traffic. ``reason`` is empty until it has ended."""
+    """One trial of a version on an alias's traffic.
+
+    ``reason`` is why it ended; while it runs, why a server does not ask the candidate, if one
+    told so.
+    """
 
     name: RolloutName
     draft: RolloutDraft

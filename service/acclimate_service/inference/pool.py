@@ -9,18 +9,15 @@ alias points at; whoever asks for that next has it loaded again.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypedDict, TypeVar
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse
-from acclimate_service.inference import memory
 from acclimate_service.inference.batcher import Batcher
 from acclimate_service.inference.handle import Handle
+from acclimate_service.inference.loading import LOADER_NICE, Loading
 from acclimate_service.inference.residents import (
     Footprint,
     Loaded,
@@ -33,18 +30,18 @@ from acclimate_service.inference.statistics import Tally, VersionStatistics
 
 T = TypeVar("T")
 
-LOADER_NICE = 10  # of the thread that loads
-RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
 REMEMBERED = 1000  # versions whose counts are kept after they were unloaded
 ROOM = "the memory for loaded versions (ACCLIMATE_RESIDENT_MIB)"
 ROOM_SECONDS = 10.0  # for which a load waits until requests let go of what it needs
+LIVE_SECONDS = 60.0  # for which what a request asked for counts as in use
+CLOSE_SECONDS = 5.0  # for which loads under way are waited for at the end
 
 
 class Urgency(TypedDict, total=False):
     """How a load is hurried, see :meth:`Pool.ensure`."""
 
     prompt: bool
-    room_seconds: float | None
+    modest: bool
 
 
 class Pool(Generic[T]):
@@ -55,7 +52,7 @@ class Pool(Generic[T]):
     loaded; the others stay until one more needs their room. ``warm`` are the batch sizes
     that each version runs before it serves; by default those that the batcher will run.
 
-    The thread that loads steps back by ``nice`` (on Linux), so that a swap on a busy
+    The threads that load step back by ``nice`` (on Linux), so that a swap on a busy
     machine costs the requests beside it nothing. Threads that a session makes for itself
     inherit that: where ``Execution.intra_op`` is above 1, pass 0.
     """
@@ -82,14 +79,9 @@ class Pool(Generic[T]):
         self._eased = asyncio.Event()  # something ended that may make room
         self._aliases: dict[str, str] = {}
         self._pointed: Counter[str] = Counter()  # by how many of them
+        self._trials: set[str] = set()  # the aliases that only try a version
         self._tallies: OrderedDict[str, Tally] = OrderedDict()
-        self._returning: asyncio.TimerHandle | None = None
-        # One load at a time: loading is work, and predictions go on beside it.
-        self._loader = ThreadPoolExecutor(
-            1, thread_name_prefix="load", initializer=_step_back, initargs=(nice,)
-        )
-        # For what a request waits for, which is as urgent as the request.
-        self._prompt = ThreadPoolExecutor(1, thread_name_prefix="load-now")
+        self._threads = Loading(nice=nice)
 
     async def ensure(
         self,
@@ -98,29 +90,30 @@ class Pool(Generic[T]):
         *,
         footprint: Footprint = Footprint(own=0),  # noqa: B008  frozen
         prompt: bool = False,
-        room_seconds: float | None = None,
+        modest: bool = False,
     ) -> Handle[T]:
         """Have *version* loaded and warmed, and hold it.
 
         *load* is called on a thread, unless the version is loaded or being loaded: on one
         that steps back, or *prompt*, as a request waits for it. When it fails, everything
         else stays as it is. *footprint* is the memory that it takes; where requests hold all
-        that could go for it, they are waited for.
+        that could go for it, they are waited for. A *modest* load waits for nobody, and puts
+        nothing out that an alias points at and a request asked for in ``LIVE_SECONDS``.
 
         Raises:
-            Overloaded: they held it for ``ROOM_SECONDS``.
+            Overloaded: they held it for ``ROOM_SECONDS``; or it is modest, and has no room.
             ServiceError: whatever *load* or the warming raised.
         """
-        seconds = ROOM_SECONDS if room_seconds is None else room_seconds
         self._awaited[version] += 1
         try:
             while (resident := self._residents.get(version)) is None:
                 task = self._loading.get(version)
                 if task is None:
-                    thread = self._prompt if prompt else self._loader
-                    task = asyncio.create_task(
-                        self._load(version, load, footprint, thread, seconds)
-                    )
+                    if self._has_room(footprint, modest=modest):
+                        self._coming[version] = footprint
+                    elif modest:
+                        raise Overloaded(ROOM, retry_after=1)
+                    task = asyncio.create_task(self._load(version, load, footprint, prompt))
                     # Whoever waits sees its error; when nobody does, nobody needs to.
                     task.add_done_callback(lambda done: done.cancelled() or done.exception())
                     self._loading[version] = task
@@ -160,10 +153,13 @@ class Pool(Generic[T]):
             raise NotReady(f"nothing is loaded under {key!r}", name=key)
         return self._hold(resident)
 
-    def point(self, alias: str, version: str, *, cold: bool = False) -> str | None:
+    def point(
+        self, alias: str, version: str, *, cold: bool = False, trial: bool = False
+    ) -> str | None:
         """Move *alias* to a loaded version, at once, and say where it was.
 
-        With *cold* the version need not be loaded: whoever needs it ensures it.
+        With *cold* the version need not be loaded: whoever needs it ensures it. What is
+        pointed at for a *trial* alone makes room before what other aliases point at.
 
         Raises:
             NotReady: the version is not loaded.
@@ -174,6 +170,8 @@ class Pool(Generic[T]):
         previous = self._forget(alias)
         self._aliases[alias] = version
         self._pointed[version] += 1
+        if trial:
+            self._trials.add(alias)
         self._trim()
         return previous
 
@@ -239,34 +237,35 @@ class Pool(Generic[T]):
         tallies = list(self._tallies.items())  # at once: the event loop may add to them
         return {version: tally.snapshot() for version, tally in tallies}
 
-    async def close(self) -> None:
-        """Unload everything, in use or not, and end the loading thread."""
+    async def close(self) -> bool:
+        """Unload everything, in use or not; whether nothing is left that still loads.
+
+        A load that hangs is given up after ``CLOSE_SECONDS``: its thread may never end.
+        """
         self._aliases.clear()
+        self._trials.clear()
         self._pointed.clear()
         loading = dict(self._loading)
         for version in loading.keys() - self._coming.keys():
             loading[version].cancel()  # it waits for room
-        await asyncio.gather(*loading.values(), return_exceptions=True)
+        hanging: set[asyncio.Task[None]] = set()
+        if loading:
+            _, hanging = await asyncio.wait(loading.values(), timeout=CLOSE_SECONDS)
+        for task in hanging:
+            task.cancel()
         for resident in list(self._residents.values()):
             self._drop(resident)
-        if self._returning is not None:
-            self._returning.cancel()
-        await asyncio.to_thread(self._loader.shutdown)
-        await asyncio.to_thread(self._prompt.shutdown)
+        await self._threads.close()
+        return not hanging
 
     async def _load(
-        self,
-        version: str,
-        load: Callable[[], Loaded[T]],
-        footprint: Footprint,
-        thread: ThreadPoolExecutor,
-        room_seconds: float,
+        self, version: str, load: Callable[[], Loaded[T]], footprint: Footprint, prompt: bool
     ) -> None:
         try:
-            await self._room_for(version, footprint, room_seconds)
-            self._coming[version] = footprint
-            loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(thread, self._loaded, load)
+            if version not in self._coming:
+                await self._room_for(version, footprint)
+                self._coming[version] = footprint
+            loaded = await self._threads.run(lambda: self._loaded(load), prompt=prompt)
             tally = self._tallies.setdefault(version, Tally())
             self._tallies.move_to_end(version)
             tally.loaded(loaded.classifier.precision, loaded.classifier.digest)
@@ -274,8 +273,7 @@ class Pool(Generic[T]):
                 self._tallies.popitem(last=False)
             self._residents[version] = Resident(version, loaded, tally, footprint)
             if footprint.trunk:
-                # What a tail's file took on its way; many of them would add up.
-                self._loader.submit(memory.trim)
+                self._threads.trim()  # what a tail's file took on its way: many add up
         finally:
             del self._loading[version]
             self._coming.pop(version, None)
@@ -288,6 +286,7 @@ class Pool(Generic[T]):
 
     def _hold(self, resident: Resident[T]) -> Handle[T]:
         resident.references += 1
+        resident.asked = time.monotonic()
         resident.unused.clear()
         self._residents.move_to_end(resident.version)
         return Handle(resident, self.batcher, self._release)
@@ -300,10 +299,19 @@ class Pool(Generic[T]):
             if resident.version not in self._pointed:  # by far the most are
                 self._trim()
 
-    async def _room_for(self, version: str, footprint: Footprint, seconds: float) -> None:
+    def _has_room(self, footprint: Footprint, *, modest: bool) -> bool:
+        """Whether one more version fits now: beside all there is, or where *modest* may make room.
+
+        It may not while others wait for room: they would find it gone.
+        """
+        if self.fits(footprint):
+            return True
+        return modest and not self._entrance.locked() and self._make_room(footprint, modest=True)
+
+    async def _room_for(self, version: str, footprint: Footprint) -> None:
         """Wait until one more version fits, in the order in which they came."""
         try:
-            async with asyncio.timeout(seconds), self._entrance:
+            async with asyncio.timeout(ROOM_SECONDS), self._entrance:
                 while self._awaited[version] and not self._make_room(footprint):
                     self._eased.clear()
                     await self._eased.wait()
@@ -312,19 +320,29 @@ class Pool(Generic[T]):
         if not self._awaited[version]:
             raise NotReady(f"nobody waits for {version!r} any more", name=version)
 
-    def _make_room(self, footprint: Footprint) -> bool:
+    def _make_room(self, footprint: Footprint, *, modest: bool = False) -> bool:
         """Unload what is idle until one more fits; whether it does."""
         gone = make_room(
             footprint,
             residents=self._residents.values(),
             loading=self._coming.values(),
-            kept=self._awaited,
-            pointed=self._pointed,
+            kept={*self._awaited, *(self._live() if modest else ())},
+            pointed={at for alias, at in self._aliases.items() if alias not in self._trials},
+            tried={self._aliases[alias] for alias in self._trials},
             budget=self._budget,
         )
         for resident in gone or ():
             self._drop(resident)
         return gone is not None
+
+    def _live(self) -> set[str]:
+        """What an alias points at that was asked for lately."""
+        since = time.monotonic() - LIVE_SECONDS
+        return {
+            one.version
+            for one in self._residents.values()
+            if one.version in self._pointed and one.asked >= since
+        }
 
     def _footprints(self) -> list[Footprint]:
         loaded = (resident.footprint for resident in list(self._residents.values()))
@@ -349,32 +367,13 @@ class Pool(Generic[T]):
     def _drop(self, resident: Resident[T]) -> None:
         if self._residents.get(resident.version) is resident:
             del self._residents[resident.version]
-            self._loader.submit(resident.loaded.clear)  # off the event loop, it takes a while
-            if self._returning is None:
-                loop = asyncio.get_running_loop()
-                self._returning = loop.call_later(RETURN_SECONDS, self._return_memory)
-
-    def _return_memory(self) -> None:
-        """Give what was freed back to the system: glibc keeps it (574 MB, 206 after this).
-
-        Not at once: a swap that soon follows takes the same memory again, and spares the
-        20,000 page faults of fresh memory, which are a fifth of its work.
-        """
-        self._returning = None
-        self._loader.submit(memory.trim)
+            self._threads.free(resident.loaded.clear)
 
     def _forget(self, alias: str) -> str | None:
         previous = self._aliases.pop(alias, None)
+        self._trials.discard(alias)
         if previous is not None:
             self._pointed[previous] -= 1
             if not self._pointed[previous]:
                 del self._pointed[previous]
         return previous
-
-
-def _step_back(nice: int) -> None:
-    """Lower the priority of the calling thread alone, where threads have one."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: that is a right

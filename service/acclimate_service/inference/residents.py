@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -57,6 +58,7 @@ class Resident(Generic[T]):
         self.tally = tally
         self.references = 0
         self.leaving = False
+        self.asked = time.monotonic()  # when a request, or whoever loaded it, wanted it last
         self.unused = asyncio.Event()
         self.unused.set()
 
@@ -80,17 +82,20 @@ def make_room(
     loading: Iterable[Footprint],
     kept: Collection[str],
     pointed: Collection[str],
+    tried: Collection[str] = (),
     budget: int,
 ) -> list[Resident[T]] | None:
     """What to unload so that one more version fits into *budget* bytes; None if nothing helps.
 
     Of *residents*, which are in the order of their last use, the longest unused go first;
-    those that an alias points at, *pointed*, after all others. What a request holds stays,
-    and so does what is in *kept*. A version larger than the budget may be alone in it.
+    those that are on trial, *tried*, after others, and those that an alias points at, *pointed*,
+    after all. What a request holds stays, and so does what is in *kept*. A version larger than
+    the budget may be alone in it.
     """
     staying = list(residents)
     free = [one for one in staying if one.idle and one.version not in kept]
-    order = sorted(free, key=lambda one: one.version in pointed)  # stable: by last use within
+    # Stable: by last use within each kind.
+    order = sorted(free, key=lambda one: (one.version in pointed, one.version in tried))
     coming = [*loading, footprint]
     gone: list[Resident[T]] = []
     while staying or len(coming) > 1:

@@ -150,6 +150,10 @@ class Trunks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[str, Trunk] = weakref.WeakValueDictionary()
+        # By trunk, kept while a thread wants it: two must not make the same one.
+        self._turns: weakref.WeakValueDictionary[str, threading.Lock] = (
+            weakref.WeakValueDictionary()
+        )
 
     def get(
         self, digest: str, read: Callable[[str], bytes], *, size: int, execution: Execution
@@ -159,7 +163,11 @@ class Trunks:
         Raises:
             ServiceError: as *read* and :meth:`Trunk.open`.
         """
-        with self._lock:  # held while it opens: two threads must not make the same one
+        with self._lock:
+            turn = self._turns.get(digest)
+            if turn is None:
+                turn = self._turns[digest] = threading.Lock()
+        with turn:
             trunk = self._open.get(digest)
             if trunk is None:
                 trunk = Trunk.open(read(digest), digest=digest, size=size, execution=execution)

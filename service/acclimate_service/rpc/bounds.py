@@ -11,10 +11,10 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from acclimate_service.domain.errors import Overloaded
 
@@ -68,14 +68,20 @@ class Gate:
 
 
 class Locks:
-    """A lock for each name, and a fixed number of them: callers' names must not fill the memory."""
+    """A lock for each name, for as long as somebody wants it: names must not fill the memory."""
 
-    def __init__(self, number: int = 64) -> None:
-        self._locks = tuple(asyncio.Lock() for _ in range(number))
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def of(self, name: str) -> asyncio.Lock:
-        """The lock of *name*, which others may share."""
-        return self._locks[zlib.crc32(name.encode()) % len(self._locks)]
+        """The lock of *name*; whoever waits for it or holds it keeps it."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
 
 
 class Lane:

@@ -39,7 +39,8 @@ class RolloutServicer(pb_grpc.RolloutServiceServicer):
             "rollout started", rollout=str(begun.name), candidate=str(draft.candidate)
         )
         await self._served.trials.catch_up()
-        return convert.rollout(begun)
+        # It may have been found to stand still.
+        return convert.rollout(await self._lane.run(self._store.rollouts.get, begun.name))
 
     async def GetRollout(self, request: pb.GetRolloutRequest, context: Context) -> pb.Rollout:
         name = RolloutName.parse(request.name)

@@ -13,44 +13,40 @@ and time for, and the pool unloads what was unused longest. The next request loa
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from dataclasses import replace
-from typing import TypeVar, Unpack
+from typing import TypeVar
 
 import numpy as np
-import structlog
 
 from acclimate_service.domain.errors import (
     AliasNotFound,
     DomainNotServed,
     NoIncumbent,
     NotReady,
-    Overloaded,
     RolloutRunning,
     ServiceError,
     VersionInUse,
 )
-from acclimate_service.domain.model import PRODUCTION, Alias, ModelVersion, Precision
+from acclimate_service.domain.model import Alias, ModelVersion, Precision
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
 from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.handle import Handle
-from acclimate_service.inference.pool import Pool, Urgency
-from acclimate_service.rpc.bounds import Lane, Locks
+from acclimate_service.inference.pool import Pool
+from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.drifts import Drifts
 from acclimate_service.rpc.health import Health
+from acclimate_service.rpc.loads import Loads
 from acclimate_service.rpc.metrics import Metrics
+from acclimate_service.rpc.moves import Moves
 from acclimate_service.rpc.opening import Opening
+from acclimate_service.rpc.pointers import Pointers
 from acclimate_service.rpc.targets import target_of
 from acclimate_service.rpc.trials import Asked, Trials
 from acclimate_service.store import Store
 
 T = TypeVar("T")
-
-EAGER_SECONDS = 5.0  # for which a server that starts loads before it answers
-RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
 
 
 class Served:
@@ -73,18 +69,14 @@ class Served:
     ) -> None:
         self._store = store
         self._pool = pool
-        self._opening = Opening(store, execution=execution, precision=precision)
+        opening = Opening(store, execution=execution, precision=precision)
+        self._loads = Loads(store, pool, opening=opening, lane=lane)
         self._lane = lane
-        self._health = health
-        self._metrics = metrics
-        self._locks = Locks()  # order a model's moves, so that a slow one overtakes no later one
-        self._marker: int | None = None  # the last move in the store that was looked at
-        self._tried = asyncio.Event()  # once every alias was
-        self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
-        self._behind: dict[AliasName, float] = {}  # where loading failed, and when to retry
-        self._failing: set[str] = set()  # what production points at and would not load
-        self._unloaded: set[str] = set()  # models that are not to be answered here
-        self.trials = Trials(store, pool, lane=lane, load=self._load, fits=self._fits)
+        self._pointers = Pointers(pool, loads=self._loads, health=health, metrics=metrics)
+        self._moves = Moves(
+            store, lane=lane, loads=self._loads, pointers=self._pointers, metrics=metrics
+        )
+        self.trials = Trials(store, pool, lane=lane, load=self._loads.load)
         self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
 
     @property
@@ -108,18 +100,18 @@ class Served:
             Overloaded: requests hold all the memory for versions.
         """
         target = target_of(name, domain)
-        if target.model in self._unloaded:
+        if target.model in self._pointers.unloaded:
             raise NotReady(
                 f"models/{target.model} was unloaded from this server; load it again, or move one "
                 "of its aliases",
                 name=name,
             )
         if isinstance(target, VersionName):
-            return await self._load(target, prompt=True)
+            return await self._loads.load_for_request(target)
         try:
             return self._pool.acquire(str(target))
         except NotReady:
-            cold = self._pool.pointed_at(str(target)) or await self._lately(target)
+            cold = self._pool.pointed_at(str(target)) or await self._moves.find(target)
             if cold is None:
                 unserved = DomainNotServed(name, domain) if domain else AliasNotFound(str(target))
                 raise unserved from None
@@ -144,17 +136,8 @@ class Served:
             return await self.trials.answer(str(target), handle, told)
 
     def answers(self, name: str) -> bool:
-        """Whether what an alias or a version names answers here.
-
-        An alias's version does unless it failed to load; another, if it is loaded.
-        """
-        version = self._pool.pointed_at(name)
-        if version is not None:
-            return version not in self._failing
-        with contextlib.suppress(NotReady):
-            self._pool.acquire(name).release()
-            return True
-        return False
+        """See :meth:`Pointers.answers`."""
+        return self._pointers.answers(name)
 
     # ── moving ───────────────────────────────────────────────────────────────
 
@@ -174,12 +157,12 @@ class Served:
             VersionUnloadable: it does not load; the alias stays where it is.
             AliasMoved: *expect* is given and the alias points elsewhere.
         """
-        async with self._locks.of(alias.model):
-            with await self._load(version) as handle:
+        async with self._pointers.locks.of(alias.model):
+            with await self._loads.load(version) as handle:
                 moved = await self._lane.run(
                     self._store.registry.set_alias, alias, version, expect=expect, who=who, why=why
                 )
-                await self._point(alias, handle.details)
+                await self._pointers.point(alias, handle.details)
             return moved
 
     async def rollback(self, alias: AliasName, *, who: str, why: str) -> Alias:
@@ -191,15 +174,15 @@ class Served:
             VersionUnloadable: what it pointed at does not load any more.
             AliasMoved: somebody moved it meanwhile.
         """
-        async with self._locks.of(alias.model):
+        async with self._pointers.locks.of(alias.model):
             now = await self._lane.run(self._store.registry.get_alias, alias)
             if now.previous is None:
                 raise NoIncumbent(f"{alias} has nowhere to go back to; set it with SetAlias")
-            with await self._load(now.previous) as handle:
+            with await self._loads.load(now.previous) as handle:
                 moved = await self._lane.run(
                     self._store.registry.rollback, alias, expect=now.version, who=who, why=why
                 )
-                await self._point(alias, handle.details)
+                await self._pointers.point(alias, handle.details)
             return moved
 
     async def drop(self, alias: AliasName, *, who: str, why: str) -> None:
@@ -208,9 +191,9 @@ class Served:
         Raises:
             AliasNotFound: there is no such alias.
         """
-        async with self._locks.of(alias.model):
+        async with self._pointers.locks.of(alias.model):
             await self._lane.run(self._store.registry.delete_alias, alias, who=who, why=why)
-            await self._unpoint(alias)
+            await self._pointers.unpoint(alias)
 
     async def delete(self, version: VersionName) -> None:
         """Delete a version; once its last request has ended it is unloaded.
@@ -220,7 +203,7 @@ class Served:
             VersionInUse: an alias, a job or another version needs it.
         """
         await self._lane.run(self._store.registry.delete_version, version)
-        self._failing.discard(str(version))
+        self._loads.forget(version)
         # In use here, an alias left it in the store, and is about to here: it is dropped then.
         with contextlib.suppress(VersionInUse):
             await self._pool.unload(str(version))
@@ -237,17 +220,17 @@ class Served:
             NoIncumbent: it has no version yet.
             VersionUnloadable: what an alias points at does not load.
         """
-        async with self._locks.of(model.model):
+        async with self._pointers.locks.of(model.model):
             await self._lane.run(self._store.registry.get_model, model)
             aliases = await self._lane.run(self._store.registry.list_aliases, model)
             for alias in aliases:
-                await self._serve(alias.name, alias.version)
+                await self._moves.serve(alias.name, alias.version)
             if not aliases:
                 page = await self._lane.run(self._store.registry.list_versions, model)
                 if not page.items:
                     raise NoIncumbent(f"{model} has no version that could be loaded")
-                (await self._load(page.items[0].name)).release()
-            self._unloaded.discard(model.model)
+                (await self._loads.load(page.items[0].name)).release()
+            self._pointers.unloaded.discard(model.model)
 
     async def unload(self, model: ModelName) -> None:
         """Stop answering for the model here, after its last request; the store stays as it is.
@@ -258,13 +241,13 @@ class Served:
         """
         await self._lane.run(self._store.registry.get_model, model)
         mine = f"{model}/"
-        async with self._locks.of(model.model):
+        async with self._pointers.locks.of(model.model):
             if (rollout := self.trials.of(model)) is not None:
                 raise RolloutRunning(str(rollout))
-            self._unloaded.add(model.model)
+            self._pointers.unloaded.add(model.model)
             for alias in self._pool.aliases():
                 if alias.startswith(mine):
-                    await self._unpoint(AliasName.parse(alias))
+                    await self._pointers.unpoint(AliasName.parse(alias))
         # Not under the lock: their last requests may take long, and other models share it.
         for resident in self._pool.resident():
             if resident.version.startswith(mine):
@@ -273,128 +256,46 @@ class Served:
 
     # ── following ────────────────────────────────────────────────────────────
 
+    async def begin(self) -> None:
+        """Know every alias of the store, and load what there is room and time for.
+
+        Raises:
+            StoreUnavailable: the store is out of reach.
+        """
+        await self._moves.begin()
+        await self.trials.catch_up()
+
     async def catch_up(self) -> None:
-        """Make every move here that was made in the store since the last time.
+        """Start to make the moves here that were made in the store since the last time.
 
         A version that does not load keeps the old one serving, is logged, and is tried again
-        after ``RETRY_SECONDS``; so is what a request found would not load again.
+        after a while; so is what a request found would not load again.
 
         Raises:
             StoreUnavailable: the store is out of reach; what is served stays.
         """
-        if not self._tried.is_set():
-            self._eager_until = time.monotonic() + EAGER_SECONDS
-        moved, last = await self._lane.run(self._store.registry.aliases_moved, self._marker)
-        due = sorted(alias for alias, at in self._behind.items() if at <= time.monotonic())
-        for alias in sorted({*moved, *due}, key=lambda a: (a.alias != PRODUCTION, a)):
-            await self._follow(alias)
-        self._marker = last
-        self._tried.set()
+        await self._moves.look()
         await self.trials.catch_up()
 
-    async def _lately(self, alias: AliasName) -> str | None:
-        """Where an alias points that is not known here: one made since the last look."""
-        await self._tried.wait()  # a server that starts does not know of all yet
-        with contextlib.suppress(AliasNotFound):
-            await self._lane.run(self._store.registry.get_alias, alias)
-            await self._follow(alias)
-        return self._pool.pointed_at(str(alias))
+    async def close(self) -> None:
+        """Follow no further, and tell what rollouts saw to the last.
 
-    async def _follow(self, alias: AliasName) -> None:
-        async with self._locks.of(alias.model):
-            if alias.model in self._unloaded:
-                return
-            try:
-                # Where it points now, not where the move went: it may have moved on.
-                current = await self._lane.run(self._store.registry.get_alias, alias)
-            except AliasNotFound:
-                await self._unpoint(alias)
-                return
-            serving = self._pool.pointed_at(str(alias))
-            if serving == str(current.version) and alias not in self._behind:
-                return
-            try:
-                await self._serve(alias, current.version)
-            except Exception as error:  # noqa: BLE001  what one breaks with must not end all
-                self._behind[alias] = time.monotonic() + RETRY_SECONDS
-                self._metrics.swaps.labels("failed").inc()
-                structlog.get_logger(__name__).error(
-                    "alias not followed",
-                    alias=str(alias),
-                    version=str(current.version),
-                    serving=serving or "nothing",
-                    reason=error.reason if isinstance(error, ServiceError) else "INTERNAL",
-                    message=str(error),
-                    exc_info=None if isinstance(error, ServiceError) else error,
-                )
-                await self._tell_health(alias)
+        Raises:
+            StoreUnavailable: the store is out of reach; what was seen last is lost.
+        """
+        await self._moves.close()
+        await self.trials.close()
 
     # ── inside ───────────────────────────────────────────────────────────────
-
-    async def _serve(self, alias: AliasName, name: VersionName) -> None:
-        """Have a version answer under *alias*: loaded first, unless nothing answers yet.
-
-        Of many domains on one trunk a server that starts loads none before it is asked for,
-        and of the others what it has room and time for.
-        """
-        if self._pool.pointed_at(str(alias)) is None:
-            version = await self._lane.run(self._store.registry.get_version, name)
-            footprint = self._opening.footprint(version)
-            tail = footprint.trunk and alias.alias != PRODUCTION
-            eager = time.monotonic() < self._eager_until and self._pool.fits(footprint)
-            if tail or not (self._tried.is_set() or eager):
-                await self._point(alias, version, cold=True)
-                return
-        with await self._load(name) as handle:
-            await self._point(alias, handle.details)
-
-    async def _load(self, name: VersionName, **how: Unpack[Urgency]) -> Handle[ModelVersion]:
-        with contextlib.suppress(NotReady):
-            return self._pool.acquire(str(name))
-        version = await self._lane.run(self._store.registry.get_version, name)
-        return await self._pool.ensure(
-            str(name),
-            lambda: self._opening.open(version),
-            footprint=self._opening.footprint(version),
-            **how,
-        )
-
-    async def _fits(self, name: VersionName) -> bool:
-        """Whether a version would fit beside all that is in memory."""
-        version = await self._lane.run(self._store.registry.get_version, name)
-        return self._pool.fits(self._opening.footprint(version))
 
     async def _load_again(self, alias: AliasName, name: VersionName) -> Handle[ModelVersion]:
         """Load what *alias* points at, for a request; health tells why not, if that lasts."""
         try:
-            handle = await self._load(name, prompt=True)
-        except ServiceError as error:
-            if alias.alias == PRODUCTION and not isinstance(error, Overloaded):
-                self._failing.add(str(name))
-                self._behind.setdefault(alias, time.monotonic() + RETRY_SECONDS)
-                await self._tell_health(alias)
+            handle = await self._loads.load_for_request(name)
+        except ServiceError:
+            if self._loads.failed(name):
+                self._moves.try_again(alias)
+            await self._pointers.tell_health(alias)
             raise
-        if str(name) in self._failing:
-            self._failing.discard(str(name))
-            await self._tell_health(alias)
+        await self._pointers.tell_health(alias)
         return handle
-
-    async def _point(self, alias: AliasName, version: ModelVersion, *, cold: bool = False) -> None:
-        self._pool.point(str(alias), str(version.name), cold=cold)
-        self._behind.pop(alias, None)
-        self._failing.discard(str(version.name))
-        self._unloaded.discard(alias.model)
-        self._metrics.swaps.labels("served").inc()
-        structlog.get_logger(__name__).info(
-            "alias served", alias=str(alias), version=str(version.name), loaded=not cold
-        )
-        await self._tell_health(alias)
-
-    async def _unpoint(self, alias: AliasName) -> None:
-        self._pool.unpoint(str(alias))
-        self._behind.pop(alias, None)
-        await self._tell_health(alias)
-
-    async def _tell_health(self, alias: AliasName) -> None:
-        if alias.alias == PRODUCTION:
-            await self._health.set_model(ModelName(alias.model), self.answers(str(alias)))

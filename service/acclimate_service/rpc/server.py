@@ -285,7 +285,7 @@ class Server:
         await self.health.begin()
         await self.keyring.catch_up()  # before the first call can come
         await self._server.start()
-        await self.served.catch_up()
+        await self.served.begin()
         await self.health.set_predicting()
         await self.health.set_stored(True)
         self._following.start()
@@ -318,7 +318,7 @@ class Server:
         await asyncio.sleep(REFUSING_SECONDS)
         await self._server.stop(grace)
         with contextlib.suppress(StoreUnavailable, Overloaded):
-            await self.served.trials.close()
+            await self.served.close()
         for lane in (self._lane, self._ingest, self._tensors, self._files):
             lane.close()
 

@@ -8,9 +8,10 @@ rollout: what the candidate cannot answer, the incumbent answers.
 What was seen is added to the store every time that the server looks there; a killed
 server loses what it saw since.
 
-Between requests nothing holds a candidate in memory. Where that is short it goes as a
-version goes that an alias points at, and comes back when a request wants it. A canary's
-waits for a moment only: then the incumbent answers, and that is counted as dropped.
+Between requests nothing holds a candidate in memory. What answers live requests comes
+first there: a candidate makes room for it, and puts none of it out, so that the two never
+reload each other by turns. While there is no room for it the rollout stands still: nothing
+is asked of the candidate, which is counted as dropped, and the store is told why.
 """
 
 from __future__ import annotations
@@ -64,16 +65,19 @@ TAKE_UP_SECONDS = 2.0  # for which a new rollout's candidate is waited for
 CANARY_SECONDS = 0.3  # for which a caller waits for one that is not in memory,
 CANARY_SHARE = 0.1  # and of the time that it has left: the rest is the incumbent's
 SHADOW_SECONDS = 30.0  # nobody waits for a shadow
-ROOM_SECONDS = 1.0  # for which one waits for memory that requests hold, and others behind it
+PAUSE_SECONDS = 5.0  # between two looks for memory that there was none of
+NO_ROOM = (
+    "a server has no memory for the candidate beside what answers live requests there "
+    "(ACCLIMATE_RESIDENT_MIB), and does not ask it"
+)
 
 Hold = Handle[ModelVersion]
-Fits = Callable[[VersionName], Awaitable[bool]]
 
 
 class Load(Protocol):
     """Brings a version into memory and holds it; see ``Pool.ensure``."""
 
-    async def __call__(self, name: VersionName, /, *, room_seconds: float) -> Hold: ...
+    async def __call__(self, name: VersionName, /, *, modest: bool) -> Hold: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +101,32 @@ class _Trial:
     rollout: Rollout
     coming: asyncio.Task[None] | None = None  # while it is being loaded
     broken: bool = False  # it would not load
+    paused: float | None = None  # there was no room for it, and when to look for some again
+    resumed: bool = False  # there is again, which the store was not told yet
     seen: Counts = field(default_factory=Counts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
     def count(self, **more: float) -> None:
         self.seen = self.seen + replace(Counts(), **more)  # type: ignore[arg-type]  # ints stay ints
 
+    def news(self) -> str | None:
+        """Why it stands still here, or "" for no more, where the store says otherwise."""
+        if self.paused is not None:
+            return None if self.rollout.reason == NO_ROOM else NO_ROOM
+        return "" if self.resumed and self.rollout.reason else None
+
 
 class Trials:
     """The rollouts that run on this server. Belongs to one event loop.
 
-    *load* brings a version into *pool* and holds it; *fits* says whether there is room for it
-    beside all that is there.
+    *load* brings a version into *pool* and holds it.
     """
 
-    def __init__(
-        self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load, fits: Fits
-    ) -> None:
+    def __init__(self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load) -> None:
         self._store = store
         self._pool = pool
         self._lane = lane
         self._load = load
-        self._fits = fits
         self._trials: dict[str, _Trial] = {}  # by the alias's name
         self._catching_up = asyncio.Lock()
         self._telling: asyncio.Task[Rollout] | None = None
@@ -215,7 +223,7 @@ class Trials:
         name = str(trial.rollout.name)
         with contextlib.suppress(NotReady):
             return self._pool.acquire(name)
-        if not trial.broken:
+        if not trial.broken and trial.paused is None:
             await asyncio.wait({self._bring(trial)}, timeout=seconds)
             with contextlib.suppress(NotReady):
                 return self._pool.acquire(name)
@@ -253,30 +261,38 @@ class Trials:
             await self._catch_up()
 
     async def _catch_up(self) -> None:
-        for trial in list(self._trials.values()):
-            await self._tell(trial)
+        await self._tell_all()
         running = {
             str(found.draft.alias): found
             for found in await self._lane.run(self._store.rollouts.running)
         }
         for alias in [a for a in self._trials if a not in running]:
             self._put_down(alias)
-        new = []
+        wanted = []
         for alias, found in running.items():
             known = self._trials.get(alias)
             if known is None or known.rollout.name != found.name:
                 self._put_down(alias)
-                self._trials[alias] = self._take_up(found)
-                new.append(self._trials[alias])
-        if new:
-            self._bringing = asyncio.create_task(self._bring_what_fits(new))
+                known = self._trials[alias] = self._take_up(found)
+            elif known.paused is None or known.paused > time.monotonic():
+                known.rollout = found
+                continue
+            wanted.append(known)
+        if wanted and (self._bringing is None or self._bringing.done()):
+            self._bringing = asyncio.create_task(self._bring_all(wanted))
             await asyncio.wait({self._bringing}, timeout=TAKE_UP_SECONDS)
+            await self._tell_all()  # of those that there is no room for
+
+    async def _tell_all(self) -> None:
+        for trial in list(self._trials.values()):
+            await self._tell(trial)
 
     async def _tell(self, trial: _Trial) -> None:
-        seen, trial.seen = trial.seen, Counts()
-        if not seen:
+        news = trial.news()
+        if not trial.seen and news is None:
             return
-        counting = self._lane.run(self._store.rollouts.count, trial.rollout.name, seen)
+        seen, trial.seen = trial.seen, Counts()
+        counting = self._lane.run(self._store.rollouts.count, trial.rollout.name, seen, news=news)
         self._telling = asyncio.create_task(counting)
         try:
             # Shielded: a server that stops just now must not drop what it has taken away.
@@ -284,6 +300,7 @@ class Trials:
         except (StoreUnavailable, Overloaded):
             trial.seen = trial.seen + seen  # told the next time
             raise
+        trial.rollout, trial.resumed = found, False
         if found.state is not RolloutState.RUNNING:
             structlog.get_logger(__name__).warning(
                 "rollout ended", rollout=str(found.name), state=found.state.value, why=found.reason
@@ -291,17 +308,15 @@ class Trials:
             self._put_down(str(found.draft.alias))
 
     def _take_up(self, rollout: Rollout) -> _Trial:
-        """Begin it here. The pool keeps its candidate as what an alias points at."""
-        self._pool.point(str(rollout.name), str(rollout.draft.candidate), cold=True)
+        """Begin it here. The pool knows its candidate as what a trial points at."""
+        self._pool.point(str(rollout.name), str(rollout.draft.candidate), cold=True, trial=True)
         return _Trial(rollout)
 
-    async def _bring_what_fits(self, trials: list[_Trial]) -> None:
-        """Load candidates one by one; those that would put others out wait to be asked for."""
+    async def _bring_all(self, trials: list[_Trial]) -> None:
+        """Load candidates one by one, as far as there is room."""
         for trial in trials:
-            with contextlib.suppress(ServiceError):  # whoever asks for it will hear of it
-                fits = await self._fits(trial.rollout.draft.candidate)
-                if fits and trial in self._trials.values():  # it may have ended meanwhile
-                    await asyncio.wait({self._bring(trial)})
+            if trial in self._trials.values():  # it may have ended meanwhile
+                await asyncio.wait({self._bring(trial)})
 
     def _bring(self, trial: _Trial) -> asyncio.Task[None]:
         """Have the candidate loaded, once at a time."""
@@ -310,11 +325,18 @@ class Trials:
         return trial.coming
 
     async def _load_candidate(self, trial: _Trial) -> None:
+        paused, trial.paused = trial.paused, None
         try:
-            found = await self._load(trial.rollout.draft.candidate, room_seconds=ROOM_SECONDS)
-            found.release()
+            (await self._load(trial.rollout.draft.candidate, modest=True)).release()
+            trial.resumed = True
+        except Overloaded:
+            trial.paused = time.monotonic() + PAUSE_SECONDS
+            if paused is None:
+                structlog.get_logger(__name__).warning(
+                    "rollout stands still", rollout=str(trial.rollout.name), why=NO_ROOM
+                )
         except (*_NOT_ITS_OWN, StoreUnavailable):
-            return  # there was no room, or no store; the next request asks again
+            return  # there was no store; the next request asks again
         except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
             trial.broken = True
             structlog.get_logger(__name__).error(
@@ -340,8 +362,7 @@ class Trials:
         try:
             if self._telling is not None:
                 await asyncio.wait({self._telling})
-            for trial in list(self._trials.values()):
-                await self._tell(trial)
+            await self._tell_all()
         finally:
             if self._bringing is not None:
                 self._bringing.cancel()

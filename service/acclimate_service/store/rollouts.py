@@ -67,18 +67,20 @@ class Rollouts:
         """
         running, overtaken = self._database.read(_running)
         for name in overtaken:
-            self._database.write(_count, name, Counts())
+            self._database.write(_count, name, Counts(), None)
         return running
 
-    def count(self, name: RolloutName, more: Counts) -> Rollout:
+    def count(self, name: RolloutName, more: Counts, *, news: str | None = None) -> Rollout:
         """Add what a server saw, and end the rollout if that calls for it.
 
-        Counts of one that has ended are added too, and change nothing else.
+        *news* is why a server does not ask the candidate, which is the reason until the end or
+        until one tells otherwise; "" that it does again; None changes nothing. Counts of one
+        that has ended are added too, and change nothing else.
 
         Raises:
             NotFound: there is none of this name.
         """
-        return self._database.write(_count, name, more)
+        return self._database.write(_count, name, more, news)
 
     def stop(self, name: RolloutName, *, who: str, why: str) -> Rollout:
         """End it; the alias stays. One that has ended stays as it is.
@@ -138,13 +140,15 @@ def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
     return begun
 
 
-def _count(tx: Transaction, name: RolloutName, more: Counts) -> Rollout:
+def _count(tx: Transaction, name: RolloutName, more: Counts, news: str | None) -> Rollout:
     tx.serialize("rollouts")
     row = _find(tx, name)
     found = _rollout_of(row)
     counts = found.counts + more
     table = schema.rollouts
-    values = {"counts": dataclasses.asdict(counts)}
+    values: dict[str, Any] = {"counts": dataclasses.asdict(counts)}
+    if news is not None and found.state is RolloutState.RUNNING:
+        values["reason"] = line(news)
     tx.run(sa.update(table).where(table.c.id == name.rollout).values(**values))
     if found.state is not RolloutState.RUNNING:
         return _rollout_of(_find(tx, name))

@@ -11,7 +11,6 @@ import pydantic
 import torch
 
 from acclimate_service.domain.job import EventKind
-from acclimate_service.training.compiling import Compiling
 
 Facts = Mapping[str, pydantic.JsonValue]
 
@@ -34,8 +33,8 @@ class Run:
 
     ``clock`` counts seconds from any start; ``deadline`` is a reading of it, after
     which no further epoch begins. ``readers`` threads decode images ahead of the
-    device. ``compiling`` says where torch.compile is used. Two runs with the same seed
-    on the same kind of device give the same weights.
+    device. Two runs with the same seed on the same kind of device give the same
+    weights.
     """
 
     clock: Callable[[], float]
@@ -43,7 +42,6 @@ class Run:
     device: torch.device = torch.device("cpu")
     readers: int = 1
     deadline: float | None = None
-    compiling: Compiling = Compiling()
     on_event: Callable[[EventKind, str, Facts], None] = _silent
     cancelled: Callable[[], bool] = _never
 

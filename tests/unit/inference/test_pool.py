@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from acclimate_service.domain.errors import NotReady, Overloaded, VersionInUse, VersionUnloadable
-from acclimate_service.inference import memory
+from acclimate_service.inference import loading, memory
 from acclimate_service.inference import pool as pool_module
 from acclimate_service.inference.batcher import Batcher, Batching
 from acclimate_service.inference.classifier import Answers, Classifier, Pixels
@@ -350,23 +350,96 @@ def test_a_load_that_is_given_up_makes_way_for_one_that_there_is_room_for(
     async def test() -> None:
         async with pool_of(budget=3) as pool:
             held = await pool.ensure("a", loader(0), footprint=Footprint(own=2))
-            for given_up in (True, False):
-                room_seconds = None if given_up else 0.05
-                large = asyncio.create_task(
-                    pool.ensure(
-                        "b", loader(1), footprint=Footprint(own=2), room_seconds=room_seconds
-                    )
-                )
-                await asyncio.sleep(0.01)
-                small = asyncio.create_task(pool.ensure(f"c{given_up}", loader(2), footprint=ONE))
-                await asyncio.sleep(0.01)
-                if given_up:
-                    large.cancel()
-                async with asyncio.timeout(pool_module.ROOM_SECONDS / 2):
-                    (await small).release()
-                with pytest.raises(asyncio.CancelledError if given_up else Overloaded):
-                    await large
+            (await pool.ensure("idle", loader(0), footprint=ONE)).release()
+            large = asyncio.create_task(pool.ensure("b", loader(1), footprint=Footprint(own=2)))
+            await asyncio.sleep(0.01)
+            small = asyncio.create_task(pool.ensure("c", loader(2), footprint=ONE))
+            await asyncio.sleep(0.01)
+            large.cancel()
+            async with asyncio.timeout(pool_module.ROOM_SECONDS / 2):
+                (await small).release()
+            with pytest.raises(asyncio.CancelledError):
+                await large
             held.release()
+
+    run(test)
+
+
+def test_what_fits_beside_all_there_is_does_not_wait_behind_a_load_that_has_no_room(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=3) as pool:
+            held = await pool.ensure("a", loader(0), footprint=Footprint(own=2))
+            large = asyncio.create_task(pool.ensure("b", loader(1), footprint=Footprint(own=2)))
+            await asyncio.sleep(0.01)
+            (await pool.ensure("c", loader(2), footprint=ONE)).release()
+            assert not large.done()
+            held.release()
+            (await large).release()
+
+    run(test)
+
+
+def test_a_modest_load_puts_out_nothing_that_was_asked_for_lately_and_waits_for_nobody(
+    loader: Callable[[int], Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=2) as pool:
+            with await pool.ensure("a", loader(0), footprint=ONE):
+                pool.point("production", "a")
+            (await pool.ensure("spare", loader(1), footprint=ONE)).release()
+            pool.point("trial", "new", cold=True, trial=True)
+            (await pool.ensure("new", loader(2), footprint=ONE, modest=True)).release()
+            assert loaded(pool) == ["a", "new"]
+            with pytest.raises(Overloaded):
+                await pool.ensure("newer", loader(3), footprint=ONE, modest=True)
+            assert loaded(pool) == ["a", "new"]
+            monkeypatch.setattr(pool_module, "LIVE_SECONDS", 0)
+            (await pool.ensure("newer", loader(3), footprint=ONE, modest=True)).release()
+            assert loaded(pool) == ["a", "newer"]  # what was only tried went first
+
+    run(test)
+
+
+def test_what_is_tried_makes_room_before_what_aliases_point_at(
+    loader: Callable[[int], Loader],
+) -> None:
+    async def test() -> None:
+        async with pool_of(budget=2) as pool:
+            with await pool.ensure("a", loader(0), footprint=ONE):
+                pool.point("production", "a")
+            (await pool.ensure("new", loader(1), footprint=ONE)).release()
+            pool.point("trial", "new", cold=True, trial=True)
+            pool.acquire("trial").release()  # later than production was asked for
+            (await pool.ensure("b", loader(2), footprint=ONE)).release()
+            assert loaded(pool) == ["a", "b"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_a_load_that_hangs_holds_up_no_other_and_is_given_up_at_the_end(
+    prompt: bool, loader: Callable[[int], Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "CLOSE_SECONDS", 0.05)
+    may = threading.Event()
+
+    def hang() -> Loaded[int]:
+        may.wait(SECONDS)
+        raise VersionUnloadable("too late")
+
+    async def test() -> None:
+        batcher = Batcher(threads=1)
+        pool = Pool[int](batcher)
+        hanging = asyncio.create_task(pool.ensure("slow", hang, prompt=prompt))
+        await asyncio.sleep(0.01)
+        (await pool.ensure("quick", loader(1), prompt=prompt)).release()
+        assert not await pool.close()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        may.set()
+        await batcher.close()
 
     run(test)
 
@@ -588,7 +661,7 @@ def test_the_thread_that_loads_steps_back_and_no_other(classifier: Opened) -> No
 def test_what_several_unloads_free_is_returned_to_the_system_once_and_soon(
     loader: Callable[[int], Loader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "RETURN_SECONDS", 0.2)
+    monkeypatch.setattr(loading, "RETURN_SECONDS", 0.2)
 
     async def test() -> None:
         returned = threading.Event()

@@ -98,7 +98,7 @@ class Rollout(_message.Message):
     """Whether the alias moves by itself once `minimum` images kept within the limits."""
     state: Global___Rollout.State.ValueType
     reason: _builtins.str
-    """Why it ended."""
+    """Why it ended. While it runs: why a server does not ask the candidate, if one told so."""
     @_builtins.property
     def limits(self) -> Global___RolloutLimits: ...
     @_builtins.property
@@ -220,7 +220,7 @@ class RolloutCounts(_message.Message):
     """SHADOW: images answered by both, and those answered alike."""
     agreed: _builtins.int
     dropped: _builtins.int
-    """SHADOW: requests not tried because the server was busy."""
+    """Requests not tried: the server was busy, or had no memory for the candidate."""
     def __init__(
         self,
         *,

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from acclimate_service.domain.errors import StoreUnavailable
 
-HEAD = "0014"
+HEAD = "0013"
 
 
 def current(connection: sa.Connection) -> str | None:

@@ -1,0 +1,80 @@
+"""The threads on which versions are loaded, and the one on which they are freed.
+
+A load may hang for as long as the disk or the bucket that it reads does, so a few go on
+side by side, and what was unloaded is freed on a thread that none of them holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, TypeVar
+
+from acclimate_service.inference import memory
+
+T = TypeVar("T")
+
+LOADER_NICE: Final = 10  # of the threads that load what no request waits for
+ABREAST: Final = 4  # loads under way at once, of each kind
+RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
+
+
+class Loading:
+    """Belongs to one event loop. Threads that load step back by *nice*, where threads can."""
+
+    def __init__(self, *, nice: int) -> None:
+        step_back = partial(_step_back, nice)
+        self._loaders = ThreadPoolExecutor(ABREAST, "load", initializer=step_back)
+        # For what a request waits for, which is as urgent as the request.
+        self._prompt = ThreadPoolExecutor(ABREAST, "load-now")
+        self._freeing = ThreadPoolExecutor(1, "free", initializer=step_back)
+        self._returning: asyncio.TimerHandle | None = None
+
+    async def run(self, load: Callable[[], T], *, prompt: bool) -> T:
+        """What *load* returns, called on a thread; *prompt*, on one that does not step back.
+
+        Raises:
+            Exception: whatever *load* raised.
+        """
+        threads = self._prompt if prompt else self._loaders
+        return await asyncio.get_running_loop().run_in_executor(threads, load)
+
+    def free(self, let_go: Callable[[], object]) -> None:
+        """Call *let_go*, which takes a while, and soon give the system what it freed.
+
+        Not at once: a swap that soon follows takes the same memory again, and spares the
+        20,000 page faults of fresh memory, which are a fifth of its work.
+        """
+        self._freeing.submit(let_go)
+        if self._returning is None:
+            loop = asyncio.get_running_loop()
+            self._returning = loop.call_later(RETURN_SECONDS, self._return_memory)
+
+    def trim(self) -> None:
+        """Give what was freed back to the system: glibc keeps it (574 MB, 206 after this)."""
+        self._freeing.submit(memory.trim)
+
+    async def close(self) -> None:
+        """End the threads. One that a load still holds ends with it, and is not waited for."""
+        if self._returning is not None:
+            self._returning.cancel()
+        for loaders in (self._loaders, self._prompt):
+            loaders.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._freeing.shutdown)
+
+    def _return_memory(self) -> None:
+        self._returning = None
+        self.trim()
+
+
+def _step_back(nice: int) -> None:
+    """Lower the priority of the calling thread alone, where threads have one."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: that is a right

@@ -1,0 +1,102 @@
+"""Versions of the store, brought into memory; and which of them would not come."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Final, Unpack
+
+from acclimate_service.domain.errors import (
+    BlobCorrupt,
+    BlobNotFound,
+    NotReady,
+    Overloaded,
+    ProviderUnavailable,
+    VersionUnloadable,
+)
+from acclimate_service.domain.model import ModelVersion
+from acclimate_service.domain.names import VersionName
+from acclimate_service.inference.handle import Handle
+from acclimate_service.inference.pool import Pool, Urgency
+from acclimate_service.rpc.bounds import Lane
+from acclimate_service.rpc.opening import Opening
+from acclimate_service.store import Store
+
+RETRY_SECONDS = 30.0  # between two attempts at a version that would not load
+# What the next request would find as well: it is told so without reading the file once more.
+_LASTING: Final = (BlobCorrupt, BlobNotFound, ProviderUnavailable, VersionUnloadable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    error: Exception
+    at: float  # of ``time.monotonic``
+
+
+class Loads:
+    """Loads into *pool* as *opening* opens. Belongs to one event loop; the store is in *lane*."""
+
+    def __init__(
+        self, store: Store, pool: Pool[ModelVersion], *, opening: Opening, lane: Lane
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._opening = opening
+        self._lane = lane
+        self._failures: dict[VersionName, _Failure] = {}
+
+    async def load(self, name: VersionName, **how: Unpack[Urgency]) -> Handle[ModelVersion]:
+        """Hold a version, which is loaded if it is not; see ``Pool.ensure`` for *how*.
+
+        Raises:
+            VersionNotFound: there is no such version.
+            ServiceError: it does not load, or there is no room.
+        """
+        with contextlib.suppress(NotReady):
+            return self._pool.acquire(str(name))
+        version = await self._lane.run(self._store.registry.get_version, name)
+        try:
+            handle = await self._pool.ensure(
+                str(name),
+                lambda: self._opening.open(version),
+                footprint=self._opening.footprint(version),
+                **how,
+            )
+        except (Overloaded, NotReady):
+            raise  # it was not even tried
+        except Exception as error:
+            self._failures[name] = _Failure(error=error, at=time.monotonic())
+            raise
+        self._failures.pop(name, None)
+        return handle
+
+    async def load_for_request(self, name: VersionName) -> Handle[ModelVersion]:
+        """Hold a version that a request waits for.
+
+        One that is broken is not tried again for ``RETRY_SECONDS``: each request would read
+        its file only to find the same.
+
+        Raises:
+            ServiceError: as ``load``.
+        """
+        failure = self._failures.get(name)
+        if (
+            failure is not None
+            and isinstance(failure.error, _LASTING)
+            and time.monotonic() < failure.at + RETRY_SECONDS
+        ):
+            raise failure.error.with_traceback(None)
+        return await self.load(name, prompt=True)
+
+    def failed(self, name: VersionName) -> bool:
+        """Whether it would not load the last time."""
+        return name in self._failures
+
+    def forget(self, name: VersionName) -> None:
+        """Forget that it would not load; it was deleted."""
+        self._failures.pop(name, None)
+
+    def shares(self, version: ModelVersion) -> bool:
+        """Whether it is a tail, on a trunk that others may be on."""
+        return bool(self._opening.footprint(version).trunk)
