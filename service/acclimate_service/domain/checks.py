@@ -1,15 +1,17 @@
-"""The guard's questions, one function each: evidence in, a Check with its sentence out."""
+"""The guard's questions, one function each: evidence in, a Check with its sentence out.
+
+Those that one number answers are in ``ceilings.py``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from acclimate_service.domain.calibration import Calibration, Estimate
-from acclimate_service.domain.evidence import Evidence, Floats, Ints, Paired, Since
+from acclimate_service.domain.comparison import Comparison, at_least, within
+from acclimate_service.domain.evidence import Evidence, Ints, Paired, Since
 from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
@@ -36,27 +38,6 @@ def tolerance(policy: GuardPolicy, role: str, evidence: Evidence) -> Tolerance:
     return Tolerance(limit=limit, margin=margin, level=policy.level, looks=evidence.looks)
 
 
-def sound_probabilities(name: str, probabilities: Floats) -> Check | None:
-    """A REJECT if any row is not a probability distribution, None if all are."""
-    if not probabilities.size:
-        return None
-    with np.errstate(invalid="ignore"):  # a NaN or an infinity fails the sum's comparison
-        adds_up = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= 1e-2
-        bad = ~(adds_up & (probabilities.min(axis=1) >= -1e-6))
-    if not bad.any():
-        return None
-    return _plain(
-        f"{name} probabilities",
-        Decision.REJECT,
-        unit="images without a probability distribution",
-        observed=float(bad.sum()),
-        limit=0.0,
-        n=len(bad),
-        message=f"{name}: for {bad.sum()} of {len(bad)} images the answer is not a probability "
-        "distribution (NaN, infinite, negative, or not adding up to 1)",
-    )
-
-
 def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
     """Whether the drop in accuracy on one set is tolerated."""
     if pairs is None or not len(pairs):
@@ -64,13 +45,16 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
     n, before, after = len(pairs), pairs.before, pairs.after
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     decision = allowed.decide(lost, gained, n)
-    interval = drop_interval(lost, gained, n, low_level=allowed.level, high_level=allowed.spent)
+    low, high = drop_interval(lost, gained, n, low_level=allowed.level, high_level=allowed.spent)
     undecided = decision is UNDECIDED
     needed = allowed.needed(lost / n, gained / n, n) if undecided else None
     drop = (lost - gained) / n
+    kept = allowed.within(lost, gained, n)
+    if kept:  # the bound is found by halving, the answer is exact: it may not contradict it
+        high = max(high, allowed.margin) if undecided else min(high, allowed.margin)
 
-    if allowed.within(lost, gained, n):
-        reason = f"{at_worst(interval[1])} with {sure(allowed.spent)} confidence"
+    if kept:
+        reason = f"{at_worst(high)} with {sure(allowed.spent)} confidence"
         reason += f" at look {allowed.looks + 1}" if allowed.looks else ""
         excluded = points(allowed.margin) if allowed.margin else "that it is no better"
         reason += f", which does not exclude {excluded}" if undecided else ""
@@ -78,12 +62,27 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
         reason = f"a drop of {points(drop)}, over the limit of {points(allowed.limit)}, "
         reason += "which may be chance" if undecided else "more than chance explains"
         reason += f" (exact p = {mcnemar(lost, gained):.2g})"
+    drops = Comparison(
+        what="drop",
+        value=drop,
+        relation="≤" if kept else ">",
+        limit=allowed.limit,
+        measure="points",
+    )
+    bound = Comparison(
+        what="at worst",
+        value=high,
+        relation="≥" if undecided else "<",
+        limit=allowed.margin,
+        measure="points",
+    )
+    chance = within("p", mcnemar(lost, gained), allowed.level, "p")
     return Check(
         name=f"{name} accuracy",
         decision=decision,
         unit=ACCURACY,
         observed=drop,
-        interval=interval,
+        interval=(low, high),
         limit=allowed.limit,
         n=n,
         lost=lost,
@@ -94,19 +93,19 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
             f"({lost} lost, {gained} gained of {n} images); {reason}"
             + (f"; {more_images(needed, n)}" if undecided else "")
         ),
+        decided_by=(drops, bound if kept else chance),
     )
 
 
 def creep(name: str, since: Since, allowed: Tolerance) -> Check:
     """Whether many small drops have added up, by the version that set the standard.
 
-    Each version is weighed against the one before, and may lose what *allowed* allows; a
-    chain of them would lose without end ("bio-creep" in non-inferiority trials:
-    Everson-Stewart and Emerson, Statistics in Medicine 29 (2010), 2769-2780). All of them
-    together may lose one margin as observed, and two must be excluded.
+    Each version is weighed against the one before, and may lose what its own limits allow;
+    a chain of them would lose without end ("bio-creep" in non-inferiority trials:
+    Everson-Stewart and Emerson, Statistics in Medicine 29 (2010), 2769-2780). *allowed* is
+    what all of them may lose together.
     """
-    over_all = replace(allowed, limit=allowed.margin, margin=min(2 * allowed.margin, 0.99))
-    found = accuracy(f"{name} since {since.version}", since.pairs, over_all)
+    found = accuracy(f"{name} since {since.version}", since.pairs, allowed)
     return replace(found, name=f"{name} creep")
 
 
@@ -126,6 +125,7 @@ def _unseen(name: str, allowed: Tolerance) -> Check:
         gained=0,
         needed=needed,
         message=f"{name}: there is no verify image, so nothing is known; {more_images(needed, 0)}",
+        decided_by=(at_least("images", 0, 1, "count"),),
     )
 
 
@@ -176,31 +176,30 @@ def _parts(name: str, found: tuple[Group, ...], n: int, limit: float, level: flo
         gained=0 if worst is None else worst.gained,
         needed=needed,
         message=message + (f"; too small to judge: {some(small)}" if small else ""),
+        decided_by=_worst_of(found, worst, limit=limit, level=level),
     )
 
 
-def coverage(
-    name: str, pairs: Paired, expected: Iterable[int], names: tuple[str, ...], minimum: int
-) -> Check:
-    """Whether every class that must be looked at has *minimum* verify images."""
-    counts = np.bincount(pairs.labels, minlength=pairs.candidate.shape[1])
-    short = {index: minimum - int(counts[index]) for index in expected if counts[index] < minimum}
-    labels = [names[i] if i < len(names) else f"#{i}" for i in short]
-    needed = len(pairs) + sum(short.values()) if short else None
-    few = "no verify image" if minimum == 1 else f"fewer than {minimum} verify images"
-    return _plain(
-        f"{name} coverage",
-        UNDECIDED if short else Decision.ACCEPT,
-        unit="classes with too few images",
-        observed=float(len(short)),
-        limit=0.0,
-        n=len(pairs),
-        needed=needed,
-        message=f"{name}: class {some(labels)} has {few}, so harm to it would go unseen; hold out "
-        "images of it"
-        if short
-        else f"{name}: every class has at least {minimum} verify images",
-    )
+def _worst_of(
+    found: tuple[Group, ...], worst: Group | None, *, limit: float, level: float
+) -> tuple[Comparison, ...]:
+    """What the answer about groups rests on: the worst drop; if over the limit, its p-value.
+
+    Where none is harmed it is the least p-value of all that are over the limit; a drop that
+    alarms is so large that chance is no excuse for it.
+    """
+    if worst is None:
+        return ()
+    drop = within("worst drop", worst.drop, limit, "points")
+    if worst.drop <= limit:
+        return (drop,)
+    if worst.p_adjusted <= level:
+        return drop, within("p", worst.p_adjusted, level, "p")
+    if worst.drastic is not None:
+        drop = at_least("worst drop", worst.drop, worst.drastic, "points")
+        return drop, within("p", worst.p_adjusted, level, "p")
+    least = min(group.p_adjusted for group in found if group.drop > limit)
+    return drop, within("least p", least, level, "p")
 
 
 def confidence(name: str, measured: Calibration, policy: GuardPolicy) -> tuple[Check, Check]:
@@ -220,6 +219,16 @@ def confidence(name: str, measured: Calibration, policy: GuardPolicy) -> tuple[C
             needed=None,
             message=f"{name} ECE changed by {measured.ece_rise.value:+.3f}, while NLL fell by "
             f"{-measured.nll_rise.value:.2f} nats for sure: it tells more than before",
+            decided_by=(
+                ece.decided_by[0],
+                Comparison(
+                    what="NLL at most",
+                    value=measured.nll_rise.high,
+                    relation="<",
+                    limit=0.0,
+                    measure="rise",
+                ),
+            ),
         )
     return nll, ece
 
@@ -228,6 +237,7 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
     needed = None
     seen = f"{name} changed by {rise.value:+.3f} (90% bootstrap interval {rise.low:+.3f} to "
     seen += f"{rise.high:+.3f}, limit {limit:+g})"
+    by: tuple[Comparison, ...] = (within("rise", rise.value, limit, "rise"),)
     if rise.value <= limit:
         decision, message = Decision.ACCEPT, seen
     elif rise.low > limit:
@@ -239,6 +249,8 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
             1, math.ceil(n * ((rise.value - rise.low) / (rise.value - limit)) ** 2) - n
         )
         message = f"{seen}: undecided; {more_images(needed, n)}"
+    if decision is not Decision.ACCEPT:
+        by = (*by, within("at least", rise.low, limit, "rise"))
     return Check(
         name=name,
         decision=decision,
@@ -251,84 +263,11 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
         gained=0,
         needed=needed,
         message=message,
-    )
-
-
-def labels(policy: GuardPolicy, *, train: float, held_out: float) -> tuple[Check, Check]:
-    """Whether the labels learned from can be believed, and those judged by.
-
-    *train* and *held_out* are the shares that were screened as suspect. Wrong labels to
-    learn from are harm; wrong ones to judge by only leave it unknown.
-    """
-    return (
-        _believed("labels", "train", train, policy.label_suspects_limit, Decision.REJECT),
-        _believed("held-out labels", "verify", held_out, policy.label_suspects_limit, UNDECIDED),
-    )
-
-
-def _believed(name: str, split: str, share: float, limit: float, otherwise: Decision) -> Check:
-    return _plain(
-        name,
-        Decision.ACCEPT if share <= limit else otherwise,
-        unit=f"share of suspect {split} labels",
-        observed=share,
-        limit=limit,
-        message=f"{share:.1%} of the {split} labels are suspect, the limit is {limit:.1%}"
-        + ("" if share <= limit else "; look at the listed images and upload them again"),
-    )
-
-
-def costs(policy: GuardPolicy, evidence: Evidence) -> list[Check]:
-    """Size and latency of the candidate's file against the incumbent's, where measured."""
-    old, new = evidence.incumbent_file, evidence.candidate_file
-    if old is None or new is None:
-        return []
-    found = [_ratio("size", new.bytes / old.bytes, policy.size_ratio_limit)]
-    if old.milliseconds and new.milliseconds:
-        times = new.milliseconds / old.milliseconds
-        found.append(_ratio("latency", times, policy.latency_ratio_limit))
-    return found
-
-
-def _ratio(name: str, ratio: float, limit: float) -> Check:
-    return _plain(
-        name,
-        Decision.ACCEPT if ratio <= limit else Decision.REJECT,
-        unit="candidate / incumbent",
-        observed=ratio,
-        limit=limit,
-        message=f"{name}: {ratio:.2f} times the incumbent's, the limit is {limit:g}",
+        decided_by=by,
     )
 
 
 def _loss(group: Group) -> str:
     return (
         f"{group.name} ({group.right_before} of {group.n} right before, {group.right_after} after)"
-    )
-
-
-def _plain(
-    name: str,
-    decision: Decision,
-    *,
-    unit: str,
-    observed: float,
-    limit: float,
-    message: str,
-    n: int = 0,
-    needed: int | None = None,
-) -> Check:
-    """A check that rests on a number alone, without flips or an interval."""
-    return Check(
-        name=name,
-        decision=decision,
-        unit=unit,
-        observed=observed,
-        interval=None,
-        limit=limit,
-        n=n,
-        lost=0,
-        gained=0,
-        needed=needed,
-        message=message,
     )

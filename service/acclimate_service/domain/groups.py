@@ -19,11 +19,10 @@ from acclimate_service.domain.evidence import Ints, Paired
 from acclimate_service.domain.statistics import holm, mcnemar
 from acclimate_service.domain.verdict import Decision
 
-# What is drastic: a quarter of the group lost on balance with at most one chance
-# in eight (three lost, none gained), or a group that was mostly right and is now
-# wrong throughout.
-_DRASTIC_DROP = 0.25
-_DRASTIC_P = 0.125
+# What is drastic: half of the group lost on balance with at most one chance in eight (three
+# lost, none gained), a quarter with one in sixteen (four lost, none gained), or a group
+# that was mostly right and is now wrong throughout.
+_DRASTIC = ((0.5, 1 / 8), (0.25, 1 / 16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,13 @@ class Group:
         return (self.lost - self.gained) / self.n
 
     @property
-    def drastic(self) -> bool:
-        """Whether so much was lost that a small group cannot excuse it."""
-        collapsed = self.drop >= _DRASTIC_DROP and self.p <= _DRASTIC_P
+    def drastic(self) -> float | None:
+        """The drop from which on a small group is no excuse for this loss, if it is that large."""
         gone = self.right_before >= max(2, self.n / 2) and self.right_after == 0
-        return collapsed or gone
+        for drop, p in _DRASTIC:
+            if self.drop >= drop and (gone or self.p <= p):
+                return drop
+        return None
 
     def to_json(self) -> dict[str, pydantic.JsonValue]:
         """The group as a row of the report."""
@@ -116,9 +117,11 @@ def groups(pairs: Paired, parts: Mapping[str, Ints], level: float) -> tuple[Grou
 
 def weigh(group: Group, *, limit: float, level: float) -> Decision:
     """REJECT for a loss over *limit* that is shown, INCONCLUSIVE for a drastic one that is not."""
-    if group.drop > limit and group.p_adjusted <= level:
+    if group.drop <= limit:
+        return Decision.ACCEPT
+    if group.p_adjusted <= level:
         return Decision.REJECT
-    return Decision.INCONCLUSIVE if group.drastic else Decision.ACCEPT
+    return Decision.ACCEPT if group.drastic is None else Decision.INCONCLUSIVE
 
 
 def enlarged(group: Group, *, family: int, level: float) -> float:

@@ -8,7 +8,7 @@ number of verify images that would decide.
   of ``source_margin`` is excluded. Over the limit and not by chance: REJECT.
 * **Every domain accepted earlier**: the same, with its own limit and margin.
 * **Creep** on each of them: against the version that set the standard, which may be
-  many versions ago, a margin may be lost, and twice the margin is excluded.
+  many versions ago, ``source_creep_limit`` may be lost, and ``source_creep_margin`` is excluded.
 * **Target**: not worse as observed, and a drop of ``target_margin`` is excluded;
   or, where the goal is "better", a gain is shown. A variant of a version has none.
 * **Classes and slices** of every set: REJECT for a loss that stands after Holm's
@@ -31,19 +31,21 @@ from __future__ import annotations
 import numpy as np
 import pydantic
 
-from acclimate_service.domain import checks
+from acclimate_service.domain import ceilings, checks
 from acclimate_service.domain.calibration import (
     Calibration,
     calibration,
     expected_calibration_error,
     losses,
 )
+from acclimate_service.domain.comparison import at_least, within
 from acclimate_service.domain.errors import InvalidSpec
 from acclimate_service.domain.evidence import Evidence, FileFacts, Floats, Ints, Paired
 from acclimate_service.domain.groups import classes_of
 from acclimate_service.domain.measure import Json, measure, share
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import wilson
+from acclimate_service.domain.tolerance import Tolerance
 from acclimate_service.domain.verdict import Check, Decision, Verdict
 
 __all__ = [
@@ -81,10 +83,10 @@ def judge(policy: GuardPolicy, evidence: Evidence) -> Verdict:
             seen = measure(pairs, accuracy, allowed, confidence, evidence.labels)
             measured.append({"role": role, **seen})
     found += _creep(policy, evidence)
-    found += checks.labels(
+    found += ceilings.labels(
         policy, train=evidence.label_suspects, held_out=evidence.held_out_suspects
     )
-    found += checks.costs(policy, evidence)
+    found += ceilings.costs(policy, evidence)
     return _conclude(
         policy, found, evidence.looks, {"sets": measured, **_backward_transfer(evidence)}
     )
@@ -109,7 +111,7 @@ def judge_first(
     The suspect labels count as in :class:`Evidence`.
     """
     pairs = Paired(name="source", labels=labels, incumbent=probabilities, candidate=probabilities)
-    unsound = checks.sound_probabilities("source", probabilities)
+    unsound = ceilings.sound_probabilities("source", probabilities)
     if unsound is not None:
         return _conclude(policy, [unsound], 0, {})
     n = len(labels)
@@ -119,10 +121,9 @@ def judge_first(
     if not 0 < rate <= 1:
         raise InvalidSpec("majority must be a share in (0, 1]")
     found = [_beats_majority(policy, int(pairs.after.sum()), n, rate)]
-    found.append(
-        checks.coverage("source", pairs, range(probabilities.shape[1]), names, policy.class_minimum)
-    )
-    found += checks.labels(policy, train=label_suspects, held_out=held_out_suspects)
+    every = range(probabilities.shape[1])
+    found.append(ceilings.coverage("source", pairs, every, names, policy.class_minimum))
+    found += ceilings.labels(policy, train=label_suspects, held_out=held_out_suspects)
     measurements: Json = {
         "n": n,
         "accuracy": share(int(pairs.after.sum()), n),
@@ -148,7 +149,7 @@ def _unsound(role: str, pairs: Paired | None) -> list[Check]:
         return []
     name = _title(role, pairs)
     files = {f"{name} incumbent": pairs.incumbent, f"{name} candidate": pairs.candidate}
-    found = [checks.sound_probabilities(file, answers) for file, answers in files.items()]
+    found = [ceilings.sound_probabilities(file, answers) for file, answers in files.items()]
     return [check for check in found if check is not None]
 
 
@@ -157,10 +158,14 @@ def _creep(policy: GuardPolicy, evidence: Evidence) -> list[Check]:
     found = []
     for since in evidence.since:
         of_source = evidence.source is not None and since.pairs.name == evidence.source.name
-        role = "source" if of_source else "earlier"
-        allowed = checks.tolerance(policy, role, evidence)
-        if len(since.pairs) and allowed.margin < 0.5:  # half of all: any loss was to be allowed
-            found.append(checks.creep(_title(role, since.pairs), since, allowed))
+        limits = policy.creep("source" if of_source else "earlier")
+        if limits is not None and len(since.pairs):
+            limit, margin = limits
+            allowed = Tolerance(
+                limit=limit, margin=margin, level=policy.level, looks=evidence.looks
+            )
+            title = _title("source" if of_source else "earlier", since.pairs)
+            found.append(checks.creep(title, since, allowed))
     return found
 
 
@@ -179,10 +184,10 @@ def _beyond_accuracy(
         found.append(checks.slices(name, pairs, slices, limit=policy.slice_drop_limit, level=level))
     known, every = pairs.incumbent.shape[1], pairs.candidate.shape[1]
     if role == "source":
-        found.append(checks.coverage(name, pairs, range(known), labels, policy.class_minimum))
+        found.append(ceilings.coverage(name, pairs, range(known), labels, policy.class_minimum))
     elif role == "target" and every > known:
         found.append(
-            checks.coverage(name, pairs, range(known, every), labels, policy.class_minimum)
+            ceilings.coverage(name, pairs, range(known, every), labels, policy.class_minimum)
         )
     if confidence is not None:
         found += checks.confidence(name, confidence, policy)
@@ -195,13 +200,16 @@ def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Che
     seen = f"source: {right} of {n} images right (at least {low:.1%}); always answering the most "
     seen += f"frequent class would get {rate:.1%}"
     seen = seen if n else "source: no image is held out to judge by"
+    by = (within("accuracy at least", low, rate, "share"),)
     if n < policy.first_minimum:
         decision, needed = Decision.INCONCLUSIVE, policy.first_minimum
         message = f"{seen}; a first version is judged on at least {needed} verify images"
+        by = (at_least("images", n, needed, "count"),)
     elif low > rate:
         decision, message = Decision.ACCEPT, seen
     elif right <= rate * n:
         decision, message = Decision.REJECT, f"{seen}, which is no worse"
+        by = (within("accuracy", right / n, rate, "share"),)
     else:
         decision, needed = Decision.INCONCLUSIVE, _enough_for(right / n, n, rate, policy.level)
         message = f"{seen}, which is not excluded; about {needed} verify images would decide"
@@ -217,6 +225,7 @@ def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Che
         gained=0,
         needed=needed,
         message=message,
+        decided_by=by,
     )
 
 

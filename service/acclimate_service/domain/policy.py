@@ -66,6 +66,10 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
     all the same (``label_suspects_use``); it is reported in any case, and beyond a share
     of ``label_suspects_limit`` nothing that was trained beside it is accepted.
 
+    All versions of a chain together may lose ``source_creep_limit`` as observed, and a loss of
+    ``source_creep_margin`` is excluded. Unset, the one is ``source_margin`` and the other as
+    much again; a limit of 1 asks nothing. The same for the domains accepted earlier.
+
     ``level`` is the chance, over *all* candidates for one target domain together, that one
     is let through whose true drop is as large as a margin. Each target domain has its own.
     """
@@ -83,6 +87,11 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     earlier_drop_limit: float = pydantic.Field(default=0.02, ge=0, le=1)
     earlier_margin: float = pydantic.Field(default=0.05, gt=0, le=1)
+
+    source_creep_limit: float | None = pydantic.Field(default=None, ge=0, le=1)
+    source_creep_margin: float | None = pydantic.Field(default=None, gt=0, le=1)
+    earlier_creep_limit: float | None = pydantic.Field(default=None, ge=0, le=1)
+    earlier_creep_margin: float | None = pydantic.Field(default=None, gt=0, le=1)
 
     class_drop_limit: float = pydantic.Field(default=0.05, ge=0, le=1)
     class_minimum: int = pydantic.Field(default=1, ge=0, le=10_000)
@@ -119,11 +128,18 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        for domain in ("source", "earlier"):
+        roles: tuple[Literal["source", "earlier"], ...] = ("source", "earlier")
+        for domain in roles:
             if getattr(self, f"{domain}_drop_limit") >= getattr(self, f"{domain}_margin"):
                 raise ValueError(
                     f"{domain}_drop_limit must lie below {domain}_margin: no number of images "
                     "shows that a drop as large as the margin is smaller than it"
+                )
+            creep = self.creep(domain)
+            if creep is not None and creep[0] >= creep[1]:
+                raise ValueError(
+                    f"{domain}_creep_limit ({creep[0]:g}) must lie below {domain}_creep_margin "
+                    f"({creep[1]:g}): give both, or a limit of 1 to let a chain lose everything"
                 )
         if self.target_goal == "not_worse" and self.target_margin == 0:
             raise ValueError(
@@ -135,6 +151,24 @@ class GuardPolicy(pydantic.BaseModel, frozen=True, extra="forbid"):
                 f"{', '.join(self.overrides)} differ from the preset {self.base!r}: give a reason"
             )
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_what_follows(self, write: pydantic.SerializerFunctionWrapHandler) -> Any:
+        """As values; what is unset follows from the others, and older workers do not know it."""
+        return {name: value for name, value in write(self).items() if value is not None}
+
+    def creep(self, role: Literal["source", "earlier"]) -> tuple[float, float] | None:
+        """What all versions since a standard may lose together: as observed, and at worst.
+
+        None where they may lose everything.
+        """
+        margin: float = getattr(self, f"{role}_margin")
+        limit, worst = (getattr(self, f"{role}_creep_{name}") for name in ("limit", "margin"))
+        if limit is None and worst is None and margin >= 0.5:
+            return None  # one version may lose half of all
+        limit = margin if limit is None else limit
+        worst = min(limit + margin, 0.99) if worst is None else worst
+        return None if limit == 1 else (limit, worst)
 
     def derived(self, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a policy that starts from this one, or from *preset* if that is named.

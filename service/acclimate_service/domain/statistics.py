@@ -27,6 +27,8 @@ Array = npt.NDArray[np.float64]
 _EXACT_IMAGES = 100_000
 _EXACT_DISAGREEING = 1_000
 
+_WHOLE_NUMBERS = 200  # images that disagree, up to which McNemar's p-value is counted out
+
 
 def quantile(level: float) -> float:
     """The standard normal's upper quantile: P(Z > z) = *level*."""
@@ -216,6 +218,8 @@ def mcnemar(lost: int, gained: int) -> float:
     m = lost + gained
     if m == 0:
         return 1.0
+    if m <= _WHOLE_NUMBERS:  # three lost and none gained is 1/8, not a hair more
+        return sum(math.comb(m, k) for k in range(lost, m + 1)) / 2.0**m
     counts = np.arange(lost, m + 1.0)
     return min(1.0, float(binomial(counts, np.full_like(counts, m), 0.5).sum()))
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 import pydantic
 
+from acclimate_service.domain.comparison import Comparison
+
 
 class Decision(enum.Enum):
     """What follows from a check, or from all of them together."""
@@ -20,6 +22,7 @@ class Decision(enum.Enum):
 class Check:
     """One question the guard asked, and its answer.
 
+    ``decided_by`` are the numbers that gave the answer, each beside its limit.
     ``observed``, ``interval`` and ``limit`` are in ``unit``. A *drop* is what the
     incumbent has more than the candidate: positive means the candidate is worse.
     ``lost`` images were right before and are wrong now (negative flips),
@@ -39,6 +42,7 @@ class Check:
     gained: int
     needed: int | None
     message: str
+    decided_by: tuple[Comparison, ...]
 
     def to_json(self) -> dict[str, pydantic.JsonValue]:
         """The check as JSON values."""
@@ -46,6 +50,7 @@ class Check:
             **asdict(self),
             "decision": self.decision.value,
             "interval": None if self.interval is None else list(self.interval),
+            "decided_by": [one.to_json() for one in self.decided_by],
         }
 
 

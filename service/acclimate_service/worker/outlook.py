@@ -58,14 +58,11 @@ def tell_creep(
         if domain == job.draft.target or str(version) == incumbent.version:
             continue
         source = domain == job.draft.source
-        limit, step = (
-            (policy.source_margin, policy.source_drop_limit)
-            if source
-            else (policy.earlier_margin, policy.earlier_drop_limit)
-        )
+        limits = policy.creep("source" if source else "earlier")
+        step = policy.source_drop_limit if source else policy.earlier_drop_limit
         lost = _observed(incumbent, "source creep" if source else f"earlier {domain} creep")
-        if lost is not None and lost + step > limit:
-            room = points(max(0.0, limit - lost))
+        if limits is not None and lost is not None and lost + step > limits[0]:
+            room = points(max(0.0, limits[0] - lost))
             near.append(f"{domain} ({points(lost)} lost since {version}, {room} left)")
     if near:
         story.tell(

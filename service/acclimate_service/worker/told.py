@@ -49,6 +49,12 @@ class JobTold(Part):
     spec: Spec
 
 
+class ComparisonTold(Part):
+    """A number beside its limit; see ``domain.comparison.Comparison``."""
+
+    text: Name
+
+
 class CheckTold(Part):
     """One check of the guard's; see ``domain.verdict.Check``."""
 
@@ -63,6 +69,7 @@ class CheckTold(Part):
     gained: int
     needed: int | None
     message: Prose
+    decided_by: tuple[ComparisonTold, ...]
 
     @property
     def title(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pydantic
 import pytest
 from tests.unit.domain.outcomes import answers, paired
 
@@ -94,3 +95,53 @@ def test_a_policy_that_lets_half_of_all_go_asks_for_no_more() -> None:
     since = (Since(version="models/shop/versions/1", pairs=paired(300, 90, 0)),)
     verdict = judge(lax, Evidence(source=paired(300, 0, 0), target=TARGET, since=since))
     assert not [check for check in verdict.checks if check.name == "source creep"]
+
+
+def since(lost: int) -> Evidence:
+    """A version that loses nothing, while all since the first lost so many of 300."""
+    whole = (Since(version="models/shop/versions/1", pairs=paired(300, lost, 0)),)
+    return Evidence(source=paired(300, 0, 0), target=TARGET, since=whole)
+
+
+def test_what_a_chain_may_lose_can_be_said_apart_from_what_one_version_may() -> None:
+    wide = GuardPolicy(source_creep_limit=0.1, reason="the old cameras go")
+    assert wide.creep("source") == (0.1, 0.13)
+    assert wide.creep("earlier") == (0.05, 0.1)
+    assert creep(judge(BALANCED, since(24))).decision is Decision.REJECT
+    found = creep(judge(wide, since(24)))
+    assert found.decision is Decision.ACCEPT
+    assert [one.limit for one in found.decided_by] == [0.1, 0.13]
+    tight = GuardPolicy(source_creep_limit=0, reason="medicines")
+    assert creep(judge(BALANCED, since(6))).decision is Decision.ACCEPT
+    assert creep(judge(tight, since(6))).decision is Decision.REJECT
+    lax = GuardPolicy(source_creep_limit=1, reason="all may go")
+    assert not [one for one in judge(lax, since(200)).checks if one.name == "source creep"]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"source_creep_limit": 0.1, "source_creep_margin": 0.1},
+        {"source_creep_margin": 0.02},
+        {"earlier_creep_limit": 0.3, "earlier_creep_margin": 0.2},
+        {"source_creep_limit": 0.99},
+        {"source_creep_limit": -0.1},
+        {"source_creep_margin": 0},
+        {"source_creep_limit": float("nan")},
+        {"source_creep_limit": 1.1},
+    ],
+)
+def test_a_creep_limit_that_no_images_could_show_is_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        GuardPolicy.model_validate({**limits, "reason": "a test"})
+
+
+def test_a_policy_without_creep_limits_is_written_as_before_they_could_be_said() -> None:
+    """Workers of an older Acclimate take no job that asks for what they do not know."""
+    assert not [name for name in BALANCED.model_dump() if "creep" in name]
+    own = GuardPolicy(earlier_creep_limit=0.2, reason="a test")
+    assert own.model_dump()["earlier_creep_limit"] == 0.2
+    assert GuardPolicy.model_validate_json(own.model_dump_json()) == own
+    assert own.overrides == {"earlier_creep_limit": None}
+    derived = own.derived("", {"source_creep_limit": 0.2, "reason": "another"})
+    assert GuardPolicy.model_validate(derived).creep("earlier") == (0.2, 0.25)

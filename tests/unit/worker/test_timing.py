@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from acclimate_service.domain.checks import costs
+from acclimate_service.domain.ceilings import costs
 from acclimate_service.domain.evidence import Evidence, FileFacts, Paired
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.verdict import Decision

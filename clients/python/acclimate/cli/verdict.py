@@ -34,26 +34,27 @@ def render(verdict: Mapping[str, Any]) -> RenderableType:
     if not checks:
         return head
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("", "CHECK", "OBSERVED", "INTERVAL", "LIMIT", "IMAGES", "LOST", "GAINED"):
-        table.add_column(column, no_wrap=True)
+    for column in ("", "CHECK", "DECIDED BY", "IMAGES", "LOST", "GAINED"):
+        table.add_column(column, no_wrap=column != "DECIDED BY")
     for check in checks:
         mark, colour = MARKS.get(str(check.get("decision")), ("", ""))
         table.add_row(
             Text(mark, style=colour),
             words(check.get("name", "")),
-            _measured(check.get("observed"), check),
-            _interval(check),
-            _measured(check.get("limit"), check),
+            words(_decided_by(check)),
             *(str(check.get(key) or "–") for key in ("n", "lost", "gained")),
         )
     return Group(head, table)
 
 
-def _interval(check: Mapping[str, Any]) -> str:
-    bounds = list(check.get("interval") or ())
-    if "drop" in str(check.get("unit", "")):
-        bounds.reverse()  # the largest drop is the least change
-    return " … ".join(_measured(bound, check) for bound in bounds) or "–"
+def _decided_by(check: Mapping[str, Any]) -> str:
+    """The numbers that gave the answer, each beside its limit.
+
+    A job of an older worker tells of one limit only, and its interval was weighed against
+    another: then it is said what was observed, and no more.
+    """
+    told = [str(one.get("text", "")) for one in check.get("decided_by") or ()]
+    return ", ".join(told) or _measured(check.get("observed"), check)
 
 
 def _measured(value: object, check: Mapping[str, Any]) -> str:
