@@ -48,7 +48,9 @@ BlobsAt = Annotated[
 
 @app.command("backup")
 def back_up(
-    file: Annotated[Path, typer.Argument(help="Where to write; must not be there yet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write; must not be there yet.")
+    ],
     home: Home = None,
     database_url: DatabaseUrl = None,
     blobs: BlobsAt = None,
@@ -63,7 +65,7 @@ def back_up(
 
 @app.command()
 def restore(
-    file: Annotated[Path, typer.Argument(help="What `backup` wrote.", exists=True)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.", exists=True)],
     home: Home = None,
     database_url: DatabaseUrl = None,
     blobs: BlobsAt = None,

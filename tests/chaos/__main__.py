@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from tests.chaos.row import Row, added, table
 from tests.chaos.scenarios import SCENARIOS, Scenario
 from tests.chaos.world import Plan
 
+WITHIN = "begin no further round after so long, and account for those that there were"
 ADD = "keep the rows here too, and print them added to those that are there from earlier runs"
 
 
@@ -41,7 +43,8 @@ def main() -> int:
     rows: list[Row] = []
     for name in names:
         began = time.monotonic()
-        for row in _rows(name, chosen[name], arguments.seed):
+        until = began + arguments.within
+        for row in _rows(name, chosen[name], seed=arguments.seed, until=until):
             print(f"\n{table([row])}", flush=True)
             rows.append(row)
             if arguments.add is not None:
@@ -64,10 +67,10 @@ def _chosen(scenario: Scenario, arguments: argparse.Namespace) -> dict[str, Any]
     )
 
 
-def _rows(name: str, chosen: Mapping[str, Any], seed: int) -> Iterator[Row]:
+def _rows(name: str, chosen: Mapping[str, Any], *, seed: int, until: float) -> Iterator[Row]:
     """A scenario's rows; what it raises is a broken promise as well."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        plan = Plan(folder=Path(folder), seed=seed, say=_say)
+        plan = Plan(folder=Path(folder), seed=seed, say=_say, until=until)
         try:
             yield from SCENARIOS[name].run(plan, **chosen)
         except Exception:  # noqa: BLE001 - it goes into the table, and the next scenario runs
@@ -97,6 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios; all, if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer of everything: minutes")
     parser.add_argument("--times", type=int, metavar="N", help="how often, instead of as planned")
+    parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help=WITHIN)
     parser.add_argument("--part", action="append", help="only this part; may be repeated")
     parser.add_argument("--add", type=Path, metavar="PATH", help=ADD)
     parser.add_argument("--seed", type=int, default=Plan.seed, help="of the random moments")

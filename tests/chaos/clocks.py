@@ -65,13 +65,13 @@ def _jumped(
     times: int,
 ) -> Row:
     drawn = random.Random(f"{plan.seed} {engine}")
-    in_hand = 0
+    in_hand, rounds = 0, plan.rounds(times)
     with Siege(world, plan, spec={"epochs": EPOCHS}) as siege:
         other.start()
         # The two that differ most, from the beginning; then each by turns, at random.
         shims["worker"].turn(ahead=-HOUR)
         shims["other"].turn(ahead=HOUR)
-        for number in range(times):
+        for number in rounds:
             time.sleep(EVERY * drawn.uniform(0.5, 1.5))
             wait_for(world.workers, JOB_SECONDS, "a job in hand")
             in_hand += len(world.workers())
@@ -86,7 +86,7 @@ def _jumped(
     return Row(
         scenario=f"clock, {engine}",
         did="the wall clocks of a server and two workers set to -1 h, 0 or +1 h, by turns",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={**siege.measured(), "jobs in hand at a jump": in_hand},
     )

@@ -66,9 +66,9 @@ def disk(plan: Plan, *, times: int = 20) -> Iterator[Row]:
 def _filled(plan: Plan, world: World, disk: Disk, times: int) -> Row:
     # Elsewhere, so that what the trainers meet on the full disk is told.
     log = world.service.work.log = plan.folder / "work.log"
-    phases = tuple(Phase)
+    phases, rounds = tuple(Phase), plan.rounds(times)
     with Siege(world, plan, spec=SPEC) as siege:
-        for number in range(times):
+        for number in rounds:
             # From nothing upwards, so that each phase meets one that is full for anything.
             free = int(MOST_LEFT ** (number / max(1, times - 1))) if number else 0
             phase = phases[number % len(phases)]
@@ -90,7 +90,7 @@ def _filled(plan: Plan, world: World, disk: Disk, times: int) -> Row:
     return Row(
         scenario="disk",
         did=f"{disk.how}, in each phase of a job by turns, then widened",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={
             **siege.measured(),

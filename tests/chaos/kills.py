@@ -28,7 +28,7 @@ def kills(plan: Plan, *, times: int = 300, parts: tuple[str, ...] = ENGINES) -> 
 
 def _kills_over(plan: Plan, engine: str, count: int) -> Row:
     drawn = random.Random(f"{plan.seed} {engine}")
-    ledger, done = Ledger(), Counter[str]()
+    ledger, done, rounds = Ledger(), Counter[str](), plan.rounds(count)
     with place(engine, "kills") as (home, database):
         # Many kills may meet one job; here it is not to fail of them, but to reach its end.
         work = {"max_attempts": 10_000}
@@ -40,7 +40,7 @@ def _kills_over(plan: Plan, engine: str, count: int) -> Row:
                     Repeated(traffic.upload, name="uploader"),
                     Repeated(traffic.ask, name="asker"),
                 ):
-                    for number in range(count):
+                    for number in rounds:
                         victim = VICTIMS[number % len(VICTIMS)]
                         _kill(world, victim, drawn)
                         done[victim] += 1
@@ -55,7 +55,7 @@ def _kills_over(plan: Plan, engine: str, count: int) -> Row:
     return Row(
         scenario=f"kills, {engine}",
         did="kill -9 of the server, of the worker and of both, by turns",
-        times=count,
+        times=rounds.done,
         broken=tally,
         measured={
             **{f"of the {victim}": number for victim, number in done.items()},

@@ -74,8 +74,9 @@ def _held(world: World) -> Iterator[None]:
 
 
 def _gone(plan: Plan, world: World, engine: str, times: int) -> Row:
+    rounds = plan.rounds(times)
     with Siege(world, plan) as siege:
-        for number in range(times):
+        for number in rounds:
             time.sleep(2)
             with _absent(world):
                 time.sleep(GONE_SECONDS)
@@ -85,7 +86,7 @@ def _gone(plan: Plan, world: World, engine: str, times: int) -> Row:
     return Row(
         scenario=f"store: gone, {engine}",
         did=f"{how}, and back after {GONE_SECONDS:g} s",
-        times=times,
+        times=rounds.done,
         broken=siege.account(),
         measured=siege.measured(),
     )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.chaos.clocks import clock
+from tests.chaos.crowd import PARTS as CROWDS
 from tests.chaos.crowd import crowd
 from tests.chaos.disk import disk
 from tests.chaos.kills import kills
-from tests.chaos.outages import PARTS, store
+from tests.chaos.outages import PARTS as OUTAGES
+from tests.chaos.outages import store
 from tests.chaos.row import Row
 from tests.chaos.soak import soak
 from tests.chaos.swaps import artifacts, swaps, terms
@@ -83,6 +85,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=crowd,
         full={"streams": 10_000, "sockets": 4_000},
         quick={"streams": 2_000, "sockets": 500},
+        parts=CROWDS,
     ),
     "soak": Scenario(
         about="predictions beside swaps, uploads and jobs, and a leak that must be caught",
@@ -107,7 +110,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         run=store,
         full={"times": 10},
         quick={"times": 2},
-        parts=PARTS,
+        parts=OUTAGES,
     ),
     "clock": Scenario(
         about="wall clocks that are hours apart, and jump",

@@ -35,6 +35,7 @@ def swaps(plan: Plan, *, times: int = 1024, clients: int = 32) -> Iterator[Row]:
     """So many moves of an alias under so many clients."""
     answers = Answers()
     moves: list[float] = []
+    rounds = plan.rounds(times)
     with place("sqlite", "swaps") as (home, _), World(home) as world:
         versions = serve_colours(world, versions=VERSIONS)
         world.service.serve.start()
@@ -42,7 +43,7 @@ def swaps(plan: Plan, *, times: int = 1024, clients: int = 32) -> Iterator[Row]:
             world.service.client() as client,
             Clients(world.service.target, answers, threads=clients),
         ):
-            for number in range(times):
+            for number in rounds:
                 began = time.monotonic()
                 client.promote(MODEL, str(versions[number % VERSIONS]))
                 moves.append(time.monotonic() - began)
@@ -52,7 +53,7 @@ def swaps(plan: Plan, *, times: int = 1024, clients: int = 32) -> Iterator[Row]:
     yield Row(
         scenario="swaps",
         did=f"an alias moved among {VERSIONS} versions under {clients} clients",
-        times=times,
+        times=rounds.done,
         broken=answers.tally,
         measured={
             "predictions": answers.good,
@@ -74,9 +75,10 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
         "signals to an idle server",
     )
     good, finished, turned_away, cancelled, slowest = 0, 0, 0, 0, 0.0
+    rounds = plan.rounds(times)
     with place("sqlite", "terms") as (home, _), World(home) as world:
         serve_colours(world, versions=1)
-        for number in range(times):
+        for number in rounds:
             answers = Answers()
             world.service.serve.start()
             world.service.client().close()
@@ -105,7 +107,7 @@ def terms(plan: Plan, *, times: int = 100, clients: int = 8) -> Iterator[Row]:
     yield Row(
         scenario="terms",
         did=f"SIGTERM to a server with {clients} requests of {len(BUSY)} images in flight",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={
             "answered": good,
@@ -122,6 +124,7 @@ def artifacts(plan: Plan, *, times: int = 300) -> Iterator[Row]:
     drawn = random.Random(plan.seed)
     tally = Tally("spoiled versions served", "predictions lost", "refusals without a reason")
     reasons: dict[str, int] = {}
+    rounds = plan.rounds(times)
     with place("sqlite", "artifacts") as (home, _), World(home) as world:
         first, second = serve_colours(world, versions=2)
         digest = world.store.registry.get_version(second).manifest.artifacts.onnx
@@ -133,7 +136,7 @@ def artifacts(plan: Plan, *, times: int = 300) -> Iterator[Row]:
             world.service.client() as client,
             grpc.insecure_channel(world.service.target) as channel,
         ):
-            for number in range(times):
+            for number in rounds:
                 file.write_bytes(_spoiled(whole, drawn, truncate=number % 2 == 0))
                 refusal = _refusal(client, second)
                 if refusal is None:
@@ -148,7 +151,7 @@ def artifacts(plan: Plan, *, times: int = 300) -> Iterator[Row]:
     yield Row(
         scenario="artifacts",
         did="a version's file truncated or one bit of it flipped, then promoted",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={f"refused with {reason}": number for reason, number in reasons.items()},
     )

@@ -15,7 +15,7 @@ from tests.chaos.traffic import Traffic
 from tests.chaos.world import Plan, Repeated, World, place
 
 SHARE = 0.05  # of all syncs that fail
-FAIL_SECONDS = 240.0  # in which so many are to have failed
+FAIL_SECONDS = 240.0  # for so many to fail; on a busy machine, fewer do
 CUTS = 3
 CUT_SHARE = 0.3  # of all syncs, before a power cut
 CUT_AFTER = 4.0  # seconds of traffic
@@ -31,13 +31,13 @@ def fsync(plan: Plan, *, times: int = 300) -> Iterator[Row]:
     ):
         with Siege(world, plan) as siege:
             shim.turn(failing=SHARE)
-            deadline = time.monotonic() + FAIL_SECONDS
+            deadline = min(plan.until, time.monotonic() + FAIL_SECONDS)
             while (failed := _failed(shim).total()) < times and time.monotonic() < deadline:
                 time.sleep(1)
                 plan.say(f"{failed} of {times} failed: {dict(siege.ledger.refusals)}")
             shim.turn()
             siege.goes_on()
-        siege.tally["fewer failed than asked for"] = max(0, times - failed)
+        siege.tally.note("runs without a failure", wrong=failed == 0)
         harmed = sum(_cut(plan, siege, shim, drawn, number) for number in range(CUTS))
         tally, measured, kinds = siege.account(), siege.measured(), _failed(shim)
     yield Row(

@@ -49,8 +49,9 @@ def workers(plan: Plan, *, times: int = 5, parts: Sequence[str] = ()) -> Iterato
 def _hung(plan: Plan, times: int) -> Row:
     """Freeze a trainer; its worker must notice."""
     tally, noticed = Tally("not noticed", "jobs failed"), []
+    rounds = plan.rounds(times)
     with _world(plan, stall_seconds=STALL_SECONDS) as (world, client):
-        for number in range(times):
+        for number in rounds:
             job = _at_work(world, world.ask(client, number, **LONG))
             (trainer,) = trainers(world.home)
             os.kill(trainer, signal.SIGSTOP)
@@ -64,7 +65,7 @@ def _hung(plan: Plan, times: int) -> Row:
     return Row(
         scenario="workers: hung",
         did=f"a trainer frozen in its job; noticed after {STALL_SECONDS:g} s of silence, resumed",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={"s to the next attempt at most": max(noticed)},
     )
@@ -96,9 +97,9 @@ def _fatal(
 ) -> Row:
     """Harm every trainer that takes the one job; the next job must not suffer."""
     tally = Tally("not failed", "failed without saying of what", "next jobs failed")
-    said = ""
+    said, rounds = "", plan.rounds(times)
     with _world(plan, max_attempts=2) as (world, client):
-        for number in range(times):
+        for number in rounds:
             job = JobName.parse(world.ask(client, 2 * number, **LONG))
             following = JobName.parse(world.ask(client, 2 * number + 1))
             harmed: set[int] = set()
@@ -122,7 +123,7 @@ def _fatal(
     return Row(
         scenario=f"workers: {name}",
         did=f"{did}: FAILED after 2 attempts with the reason",
-        times=times,
+        times=rounds.done,
         broken=tally,
     )
 
@@ -130,11 +131,12 @@ def _fatal(
 def _late(plan: Plan, times: int) -> Row:
     """Freeze a worker and its trainer for longer than the lease; let them go on later."""
     tally = Tally("written late", "other attempts", "trainers left over")
+    rounds = plan.rounds(times)
     with _world(plan) as (world, client):
         elsewhere = world.other_home()
         other = Process("work", elsewhere, database_url=world.url, **WORK)
         try:
-            for number in range(times):
+            for number in rounds:
                 job = _at_work(world, world.ask(client, number, **LONG))
                 frozen = [world.service.work.pid, *trainers(world.home)]
                 for pid in frozen:
@@ -157,7 +159,7 @@ def _late(plan: Plan, times: int) -> Row:
     return Row(
         scenario="workers: late",
         did="worker and trainer frozen past their lease while another ends the job, then let go",
-        times=times,
+        times=rounds.done,
         broken=tally,
     )
 
@@ -165,9 +167,10 @@ def _late(plan: Plan, times: int) -> Row:
 def _stopped(plan: Plan, times: int) -> Row:
     """SIGTERM to a worker that is busy."""
     tally, slowest = Tally("not requeued", "exits with an error", "exits late", "jobs failed"), 0.0
+    rounds = plan.rounds(times)
     with _world(plan, max_attempts=1) as (world, client):
         job = _at_work(world, world.ask(client, 0, **LONG))
-        for _ in range(times):
+        for _ in rounds:
             began = time.monotonic()
             code = world.service.work.kill(signal.SIGTERM)
             slowest = max(slowest, time.monotonic() - began)
@@ -184,7 +187,7 @@ def _stopped(plan: Plan, times: int) -> Row:
     return Row(
         scenario="workers: stopped",
         did="SIGTERM to a busy worker whose jobs have one attempt: requeued, resumed, ended",
-        times=times,
+        times=rounds.done,
         broken=tally,
         measured={"s the slowest exit": slowest},
     )
@@ -196,20 +199,21 @@ def _cancelled(plan: Plan, times: int, *, phases: Sequence[Phase | None]) -> Row
     tally = Tally("not cancelled", "cancelled unasked", "versions made", "versions lost")
     done = Counter[str]()
     with _world(plan) as (world, client):
-        for number in range(times):
-            for place_, phase in enumerate(phases):
-                name = world.ask(client, 100 * number + place_, **KEPT.get(phase, {}))
-                job = JobName.parse(name)
-                granted = _cancel_in(world, client, name, phase, after=drawn.uniform(0, MOMENT))
-                _wait(partial(_ended, world, job))
-                ended = world.store.jobs.get(job).state
-                tally.note("not cancelled", wrong=granted and ended is not JobState.CANCELLED)
-                tally.note("cancelled unasked", wrong=not granted and ended is JobState.CANCELLED)
-                made = world.store.registry.version_of_job(job) is not None
-                tally.note("versions made", wrong=made and ended is not JobState.SUCCEEDED)
-                tally.note("versions lost", wrong=not made and ended is JobState.SUCCEEDED)
-                done[_when_cancelled(world, job) if granted else "refused: it had ended"] += 1
-                plan.say(f"{name}: {ended.value}, {dict(done)}")
+        for number in plan.rounds(times * len(phases)):
+            # A run that is short of time begins, by its seed, with another phase.
+            phase = phases[(plan.seed + number) % len(phases)]
+            name = world.ask(client, number, **KEPT.get(phase, {}))
+            job = JobName.parse(name)
+            granted = _cancel_in(world, client, name, phase, after=drawn.uniform(0, MOMENT))
+            _wait(partial(_ended, world, job))
+            ended = world.store.jobs.get(job).state
+            tally.note("not cancelled", wrong=granted and ended is not JobState.CANCELLED)
+            tally.note("cancelled unasked", wrong=not granted and ended is JobState.CANCELLED)
+            made = world.store.registry.version_of_job(job) is not None
+            tally.note("versions made", wrong=made and ended is not JobState.SUCCEEDED)
+            tally.note("versions lost", wrong=not made and ended is JobState.SUCCEEDED)
+            done[_when_cancelled(world, job) if granted else "refused: it had ended"] += 1
+            plan.say(f"{name}: {ended.value}, {dict(done)}")
         tally.update(account(world, Ledger()))
     return Row(
         scenario="workers: cancelled",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +41,30 @@ class Plan:
     folder: Path
     seed: int = 20261125
     say: Callable[[str], None] = field(default=lambda text: None)
+    until: float = math.inf  # by the monotonic clock: the last moment for a round to begin
 
     @property
     def weights(self) -> Path:
         """The tiny network's weights."""
         return pictures.weights(self.folder)
+
+    def rounds(self, times: int) -> Rounds:
+        """The numbers of *times* rounds, or of as many as begin in time; one at least."""
+        return Rounds(times, self.until)
+
+
+class Rounds:
+    """Numbers from 0 on, one for each round of a scenario; ``done`` says how many there were."""
+
+    def __init__(self, times: int, until: float) -> None:
+        self._times = times
+        self._until = until
+        self.done = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while self.done < self._times and not (self.done and time.monotonic() > self._until):
+            self.done += 1
+            yield self.done - 1
 
 
 def whole(listing: Callable[..., Page[T]], *of: object, **which: object) -> list[T]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_a_backup_never_replaces_a_file(filled: Store, tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         filled.save(tmp_path / "backup.tar")
     assert (tmp_path / "backup.tar").read_text() == "precious"
+
+
+def test_a_backups_name_is_synced_before_it_is_told_of(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync, path = [], os.fsync, tmp_path / "backup.tar"
+
+    def watched(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", watched)
+    filled.save(path)
+    assert (tmp_path, True) in synced
 
 
 def test_a_rotten_blob_is_found_when_it_is_saved(filled: Store, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from tests.contract.builders import (
     make_version,
     new_version,
     pictures,
+    received,
     upload,
 )
-from tests.contract.conftest import Place
+from tests.contract.conftest import Opener, Place
 
-from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
+from acclimate_service.domain.errors import BlobNotFound, ImageInUse, InvalidSpec, NotFound
 from acclimate_service.domain.examples import Role
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import DomainName, VersionName
@@ -169,6 +171,67 @@ def test_a_report_that_shows_the_image_goes_and_another_stays(store: Store) -> N
     assert [bool(store.jobs.get(job).report_html) for job in jobs] == [False, True]
     assert len(erasure.files) == 3
     assert not any(store.blobs.exists(digest) for digest in erasure.files)
+
+
+def test_a_report_that_comes_while_others_are_read_goes_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    blob = store.blobs.put(FACE.file)
+    version = make_version(store)
+    store.jobs.enqueue(draft(version), request_id="first")
+    _, lease = claimed(store)
+    unshown = store.blobs.put(b'{"lost": []}')
+    store.jobs.finish(
+        lease, state=JobState.REJECTED, summary={}, report_html=unshown, report_json=unshown
+    )
+    store.jobs.enqueue(draft(version), request_id="second")
+    job, lease = claimed(store)
+    get = store.blobs.get
+
+    def meanwhile(digest: str) -> bytes:
+        monkeypatch.setattr(store.blobs, "get", get)
+        shows = store.blobs.put(json.dumps({"lost": [{"blob": blob}]}).encode())
+        store.jobs.finish(
+            lease, state=JobState.REJECTED, summary={}, report_html=shows, report_json=shows
+        )
+        return get(digest)
+
+    monkeypatch.setattr(store.blobs, "get", meanwhile)
+    assert store.erase(FACE.content, **WHO).reports == (job.name,)
+    assert not store.jobs.get(job.name).report_json
+
+
+def test_an_image_uploaded_anew_while_it_is_erased_is_kept(
+    store: Store, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    other, write = opener(), store.database.write
+
+    def meanwhile(work: Callable[..., object], *args: object) -> object:
+        done = write(work, *args)
+        monkeypatch.setattr(store.database, "write", write)
+        upload(other, [FACE], Role.TRAIN, request="anew")
+        return done
+
+    monkeypatch.setattr(store.database, "write", meanwhile)
+    assert store.erase(FACE.content, **WHO).files == ()
+    assert store.blobs.get(store.blobs.put(FACE.file)) == FACE.file
+    assert store.reconcile().missing == ()
+
+
+def test_an_image_erased_before_its_upload_names_its_file_is_not_taken_without_one(
+    store: Store,
+) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    batch = store.domains.begin_batch(TARGET, Role.TRAIN, request_id="anew")
+    stored = received(store, [FACE])
+    store.erase(FACE.content, **WHO)
+    with pytest.raises(BlobNotFound):
+        store.domains.add(batch.name, stored)
+    (answer,) = store.domains.add(batch.name, received(store, [FACE]))
+    assert answer.split is not None
+    assert store.reconcile().missing == ()
 
 
 def test_an_image_is_not_erased_under_a_job(store: Store) -> None:

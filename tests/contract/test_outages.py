@@ -109,6 +109,7 @@ def test_a_folder_that_is_gone_is_an_outage_and_not_a_missing_file(store: Store)
     away = store.blobs.root.rename(store.blobs.root.with_name("away"))
     for use in (
         lambda: store.blobs.get(digest),
+        lambda: store.blobs.exists(digest),
         lambda: store.blobs.put(b"more"),
         store.ping,
     ):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.contract.builders import (
     upload,
     with_int8,
 )
+from tests.contract.conftest import Opener
 
 from acclimate_service.domain.errors import BlobNotFound
 from acclimate_service.domain.examples import Role
@@ -26,6 +29,7 @@ from acclimate_service.domain.model import Manifest, Origin
 from acclimate_service.domain.names import VersionName
 from acclimate_service.store import NewVersion, Store
 
+RECONCILE = sys.modules["acclimate_service.store.reconcile"]  # the package has its function there
 AT_ONCE = dt.timedelta(seconds=-60)  # even what was stored a moment ago is old enough
 
 
@@ -74,6 +78,30 @@ def test_nothing_that_any_row_names_is_ever_collected(store: Store) -> None:
     found = store.reconcile(grace=AT_ONCE)
     assert (found.orphans, found.missing) == (0, ())
     assert list(store.blobs.digests()) == before
+
+
+def test_a_file_that_a_job_names_otherwise_while_names_are_gathered_is_kept(
+    store: Store, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version(store)  # so that there is a row to be read before the job ends
+    store.jobs.enqueue(draft(), request_id="")
+    job, lease = claimed(store)
+    made = manifest(store, VersionName("desk", "2"), job.name, weights=b"of days ago")
+    digests = sorted(made.artifacts.digests)
+    store.jobs.checkpoint(lease, "EXPORTING", {}, dict(zip("ab", digests, strict=True)))
+    other, found_in = opener(), RECONCILE.digests_in
+
+    def meanwhile(text: str) -> Iterator[str]:
+        if '"artifacts"' in text:  # of the version: it has just been read which ones there are
+            monkeypatch.setattr(RECONCILE, "digests_in", found_in)
+            version = NewVersion(parent=None, origin=Origin.ACCEPTED, manifest=lambda _: made)
+            other.jobs.finish(lease, state=JobState.SUCCEEDED, summary={}, version=version)
+        yield from found_in(text)
+
+    monkeypatch.setattr(RECONCILE, "digests_in", meanwhile)
+    found = store.reconcile(grace=AT_ONCE)
+    assert other.jobs.get(job.name).state is JobState.SUCCEEDED
+    assert (found.orphans, found.missing) == (0, ())
 
 
 def test_what_only_a_resumed_job_needed_is_collected_after_its_end(store: Store) -> None:

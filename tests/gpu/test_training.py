@@ -8,9 +8,11 @@ import pytest
 import torch
 from tests.unit.training import tiny
 
+from acclimate_service.domain.job import EventKind
 from acclimate_service.domain.model import Architecture
 from acclimate_service.training.auto import adapt
-from acclimate_service.training.candidate import Effort
+from acclimate_service.training.candidate import Candidate, Effort
+from acclimate_service.training.compiling import Compiling
 from acclimate_service.training.dataset import Listed
 from acclimate_service.training.device import choose_device
 from acclimate_service.training.finetune import tune
@@ -18,7 +20,7 @@ from acclimate_service.training.interpolate import Tolerance
 from acclimate_service.training.measure import evaluate
 from acclimate_service.training.network import build
 from acclimate_service.training.objective import Objective
-from acclimate_service.training.optimiser import Optimiser, State
+from acclimate_service.training.optimiser import Optimiser
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import parse
 
@@ -29,14 +31,14 @@ def on_device() -> torch.device:
     return choose_device("cuda", threads=2)
 
 
-def tuned(seed: int = 0) -> State:
-    run = tiny.run(seed, device=on_device())
+def tuned(seed: int = 0, *, rate: float = tiny.RATE, **surroundings: object) -> Candidate:
+    run = tiny.run(seed, device=on_device(), **surroundings)
     net = tiny.incumbent().to(run.device)
     return tune(
         net, parse("tail"), start={}, stock=tiny.target_stock(),
         trunk=tiny.trunk(net, surroundings=run),
-        effort=Effort(epochs=3, batch_size=16, rate=tiny.RATE), run=run,
-    ).state  # fmt: skip
+        effort=Effort(epochs=3, batch_size=16, rate=rate), run=run,
+    )  # fmt: skip
 
 
 def test_auto_gains_on_the_target_and_keeps_the_source_in_bfloat16():
@@ -71,8 +73,22 @@ def test_the_trunk_is_computed_on_the_device_and_kept_in_float16_off_it():
 
 
 def test_the_same_seed_gives_the_same_weights_on_one_kind_of_device():
-    one, two = tuned(), tuned()
+    one, two = tuned().state, tuned().state
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_compiled_steps_learn_what_plain_ones_do_and_repeat_themselves() -> None:
+    diary = tiny.Diary()
+    policy = Compiling(pays_from=0)
+    plain = tuned(rate=1)
+    one, two = (tuned(rate=1, compiling=policy, on_event=diary) for _ in range(2))
+    assert not diary.messages(EventKind.WARNING)  # it did not go on uncompiled
+    assert sum("is compiled: the first" in m for m in diary.messages(EventKind.DECISION)) == 2
+    assert all(torch.equal(tensor, two.state[name]) for name, tensor in one.state.items())
+    assert one.state.keys() == plain.state.keys()
+    for found, expected in zip(one.history, plain.history, strict=True):
+        assert abs(found.train_loss - expected.train_loss) < 0.05  # bfloat16 has three digits
+        assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])

@@ -65,6 +65,18 @@ def test_a_bare_backbone_is_bootstrapped(service: Service) -> None:
     assert job.state == Job.STATE_QUEUED
 
 
+def test_a_backbone_is_not_bootstrapped_twice(service: Service) -> None:
+    name, where = model(service.store, "bare-two", labels=()), stocked(service, "first-site")
+    first = create(service, name, where, request_id="first")
+    code, info = refusal(lambda: create(service, name, stocked(service, "second-site")))
+    assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_READY")
+    assert create(service, name, where, request_id="first") == first
+    service.adaptation.CancelAdaptationJob(
+        pb.CancelAdaptationJobRequest(name=first.name), timeout=10
+    )
+    assert create(service, name, "domains/second-site").source_domain == "domains/second-site"
+
+
 def test_an_adaptation_pins_the_version_that_its_base_points_at(service: Service) -> None:
     name = model(service.store, "pinned", source=stocked(service, "source-of-pinned"))
     first, second = (version(service.store, name, classifier(gain)) for gain in (21, 22))
@@ -160,6 +172,7 @@ def test_a_models_policy_is_recorded_and_its_jobs_take_it_over(service: Service)
     assert "it sorts medicines" in line.why
     job = create(service, name, where)
     assert (job.spec.guard_preset, dict(job.spec.guard_overrides)) == ("strict", expected)
+    service.adaptation.CancelAdaptationJob(pb.CancelAdaptationJobRequest(name=job.name), timeout=10)
     other = create(service, name, where, spec=pb.AdaptationSpec(guard_preset="balanced"))
     assert (other.spec.guard_preset, dict(other.spec.guard_overrides)) == ("balanced", {})
 
@@ -187,7 +200,8 @@ def test_a_policy_without_a_reason_or_with_a_limit_that_is_none_is_refused(
 
 
 def test_jobs_are_listed_by_model_and_state(service: Service) -> None:
-    name = model(service.store, "listed", labels=())
+    name = model(service.store, "listed")
+    promote(service, name, version(service.store, name, classifier(27)))
     where = stocked(service, "site-of-listed")
     jobs = [create(service, name, where) for _ in range(3)]
     service.adaptation.CancelAdaptationJob(
@@ -198,7 +212,7 @@ def test_jobs_are_listed_by_model_and_state(service: Service) -> None:
         answer = service.adaptation.ListAdaptationJobs(
             pb.ListAdaptationJobsRequest(model=str(name), state=state), timeout=10
         )
-        return [job.name for job in answer.jobs]
+        return [job.name for job in answer.jobs if job.kind == Job.KIND_ADAPT]
 
     assert listed(Job.STATE_UNSPECIFIED) == [job.name for job in reversed(jobs)]
     assert listed(Job.STATE_CANCELLED) == [jobs[0].name]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +28,13 @@ from tests.integration.rpc_server import (
     picture,
     refusal,
     running,
+    sha256,
     upload,
 )
 
 from acclimate.v1 import adaptation_pb2 as pb
 from acclimate_service.domain.names import BatchName
+from acclimate_service.imaging import content_digest, decode
 from acclimate_service.rpc.server import Limits
 from acclimate_service.rpc.upload import UploadLimits
 
@@ -109,6 +111,26 @@ def test_an_image_that_is_held_out_is_refused_for_training(service: Service) -> 
     upload(service, where, held, request_id="leaky-1", role=pb.ROLE_HOLDOUT)
     again = upload(service, where, [*held, example(1101)], request_id="leaky-2")
     assert [answer.reason for answer in answers(again)] == ["HOLDOUT_LEAK", ""]
+
+
+def test_an_image_erased_while_it_is_uploaded_anew_is_stored_all_the_same(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, sent = domain(service, "anew"), [example(1200), example(1201)]
+    upload(service, where, sent, request_id="anew-1")
+    put_many, blobs = service.store.blobs.put_many, service.store.blobs
+
+    def meanwhile(contents: Sequence[bytes]) -> list[str]:
+        monkeypatch.setattr(blobs, "put_many", put_many)
+        stored = put_many(contents)
+        content = content_digest(decode(sent[1].image))
+        assert service.store.erase(content, who="ann", why="asked to").files == (stored[1],)
+        return stored
+
+    monkeypatch.setattr(blobs, "put_many", meanwhile)
+    again = answers(upload(service, where, sent, request_id="anew-2"))
+    assert [answer.outcome for answer in again] == [DUPLICATE, ACCEPTED]
+    assert blobs.get(sha256(sent[1].image)) == sent[1].image
 
 
 # ── odd images ───────────────────────────────────────────────────────────────

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from acclimate_service.domain.examples import EMPTY_CHAIN, LabeledBatch, Role, c
 from acclimate_service.domain.guard import GuardPolicy
 from acclimate_service.domain.job import Job, JobDraft, JobKind, JobSpec, JobState
 from acclimate_service.domain.model import Architecture, Model, Preprocessing, WeightsSource
-from acclimate_service.domain.names import AliasName, DomainName, ModelName
+from acclimate_service.domain.names import AliasName, DomainName, JobName, ModelName
 from acclimate_service.imaging import content_digest, decode, perceptual_hash
 from acclimate_service.store import Store, open_store
 from acclimate_service.store.intake import Outcome, Received
@@ -113,6 +113,13 @@ class Bench:
             spec=asked,
         )
         name = self.store.jobs.enqueue(draft, request_id="").name
+        self.work(name)
+        job = self.store.jobs.get(name)
+        assert job.state is not JobState.FAILED, job.failure
+        return job
+
+    def work(self, name: JobName, *, sign_of_life: Callable[[], object] = lambda: None) -> None:
+        """One attempt at the job, which is the oldest that waits."""
         claimed = self.store.jobs.claim("a test", lease_seconds=3600, max_attempts=3)
         assert claimed is not None
         assert claimed[0].name == name
@@ -123,11 +130,8 @@ class Bench:
             cache=Cache(budget=2**30, folder=self.cache),
             device=torch.device("cpu"),
             threads=1,
-            sign_of_life=lambda: None,
+            sign_of_life=sign_of_life,
         )
-        job = self.store.jobs.get(name)
-        assert job.state is not JobState.FAILED, job.failure
-        return job
 
     def report(self, job: Job) -> bytes:
         """The page of the job's report."""

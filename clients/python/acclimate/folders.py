@@ -57,7 +57,7 @@ def examples_from_folder(
     """
     root = Path(folder)
     for label in labels_of_folder(root):
-        for path in _images(root, label)[:limit_per_class]:
+        for path in images_below(root / label)[:limit_per_class]:
             yield Example(
                 image=path.read_bytes(),
                 label=label,
@@ -86,15 +86,16 @@ def leftovers(folder: str | Path) -> Leftovers:
             for path in sorted(root.iterdir())
             if path.is_file() and _is_shown(path, root) and _is_image(path)
         ),
-        empty_labels=tuple(label for label in labels if not _images(root, label)),
+        empty_labels=tuple(label for label in labels if not images_below(root / label)),
     )
 
 
-def _images(root: Path, label: str) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """The images in *folder* and its subfolders, sorted by path; hidden ones are passed over."""
     return sorted(
         path
-        for path in (root / label).rglob("*")
-        if _is_image(path) and path.is_file() and _is_shown(path, root)
+        for path in folder.rglob("*")
+        if _is_image(path) and path.is_file() and _is_shown(path, folder)
     )
 
 

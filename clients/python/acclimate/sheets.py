@@ -38,9 +38,10 @@ def rows_of_sheet(sheet: str | Path) -> tuple[Row, ...]:
         reader = csv.DictReader(file)
         absent = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if absent:
+            given = ", ".join(repr(name) for name in reader.fieldnames or ()) or "none"
             raise ValueError(
-                f"{path} has no column {' and none '.join(absent)}; its first line is to be "
-                "image,label (and tags, if you like)"
+                f"{path} has no column {' and none '.join(absent)}, but {given}; its first line is "
+                "to be image,label or image,label,tags, with commas between"
             )
         found = tuple(
             Row(

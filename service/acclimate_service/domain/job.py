@@ -111,6 +111,7 @@ class Job:
     summary: dict[str, pydantic.JsonValue] = field(default_factory=dict)
     report_html: str = ""  # blob digests, empty until the job has a report
     report_json: str = ""
+    reads_up_to: int | None = None  # of the order in which uploads were committed; None: all
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None

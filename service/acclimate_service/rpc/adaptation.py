@@ -22,7 +22,7 @@ from acclimate_service.domain.errors import (
     RequestIdReused,
 )
 from acclimate_service.domain.examples import Domain, Split
-from acclimate_service.domain.job import Job, JobDraft, JobKind
+from acclimate_service.domain.job import Job, JobDraft, JobKind, JobState
 from acclimate_service.domain.model import PRODUCTION, Model
 from acclimate_service.domain.names import (
     AliasName,
@@ -238,6 +238,7 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
         VersionNotFound: ``base`` names no version.
         NoIncumbent: ``base`` points at nothing, or at another model's version.
         NotEnoughExamples: the domain has no image to train on.
+        NotReady: the model's first version is being made.
         InvalidSpec: the domain's labels are not the model's, there is no such strategy, or the
             guard refuses a limit.
     """
@@ -259,6 +260,7 @@ def draft_of(store: Store, new: convert.NewJob) -> JobDraft:
                 f"{model.name} is a backbone without a version to adapt from; leave `base` empty, "
                 "and this job makes its first one"
             )
+        _check_first(store, model, domain)
         return JobDraft(
             kind=JobKind.BOOTSTRAP,
             model=model.name,
@@ -282,6 +284,16 @@ def _asks_for(new: convert.NewJob, draft: JobDraft) -> bool:
     """Whether a request says what *draft* was made from."""
     domain = draft.source if draft.kind is JobKind.BOOTSTRAP else draft.target
     return (new.model, new.domain) == (draft.model, domain) and new.asks_for(draft.spec)
+
+
+def _check_first(store: Store, model: Model, domain: Domain) -> None:
+    """A backbone's first version is made once: a second bootstrap would know nothing of it."""
+    unended = [state for state in JobState if not state.ended]
+    for job in store.jobs.list(model=model.name, states=unended, page_size=1).items:
+        raise NotReady(
+            f"{job.name} makes the first version of {model.name}, from {job.draft.source}; once it "
+            f"has ended, adapt that to {domain.name}. See WatchAdaptationJob, CancelAdaptationJob"
+        )
 
 
 def _check_labels(model: Model, domain: Domain, *, extend: bool) -> None:

@@ -23,7 +23,12 @@ from typing import Final
 import structlog
 
 from acclimate.v1 import adaptation_pb2 as pb
-from acclimate_service.domain.errors import InvalidSpec, ServiceError, UploadIncomplete
+from acclimate_service.domain.errors import (
+    BlobNotFound,
+    InvalidSpec,
+    ServiceError,
+    UploadIncomplete,
+)
 from acclimate_service.domain.examples import LabeledBatch, chain_digest
 from acclimate_service.domain.names import BatchName
 from acclimate_service.imaging import content_digest, decode, perceptual_hash
@@ -254,7 +259,11 @@ class Uploads:
                     refusal=found.refusal,
                 )
             )
-        return self._store.domains.add(batch, received), chain
+        try:
+            return self._store.domains.add(batch, received), chain
+        except BlobNotFound:  # the same image was erased in between, by somebody else
+            self._store.blobs.put_many(taken)
+            return self._store.domains.add(batch, received), chain
 
 
 def _examine(example: pb.Example) -> _Examined:

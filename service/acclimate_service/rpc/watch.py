@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
-from acclimate_service.domain.job import JobEvent, JobState
+from acclimate_service.domain.job import EventKind, JobEvent, JobState
 from acclimate_service.domain.names import JobName
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
@@ -41,6 +41,9 @@ class Watchers:
                 # The state is read before the events, here and in the poll: an ended
                 # job says nothing more, so what is read after that is all there is.
                 events = await self._events(story, job, after)
+                if events and events[-1].kind is EventKind.STATE and not state.ended:
+                    # It may be the end, and is then told as one: clients look at the last.
+                    state = (await self._lane.run(self._store.jobs.get, job)).state
                 for event in events:
                     yield event, state
                     after = event.sequence

@@ -180,7 +180,7 @@ def open_store(
     return Store(
         database=database,
         blobs=blobs,
-        domains=Domains(database),
+        domains=Domains(database, blobs),
         jobs=Jobs(database, blobs),
         registry=Registry(database),
         rollouts=Rollouts(database),

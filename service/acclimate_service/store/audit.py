@@ -61,6 +61,8 @@ class AuditFilter:
     until: dt.datetime | None = None
 
 
+ERASED = "EraseImage"  # the action by which an image went
+
 _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 
 
@@ -152,6 +154,11 @@ def record(tx: Transaction, *, who: str, action: str, subject: str, why: str, or
             origin=line(origin, 200),
         )
     )
+
+
+def image(content: str) -> str:
+    """The subject of lines about one image, by the digest of its pixels."""
+    return f"content/{content}"
 
 
 def _page(tx: Transaction, wanted: AuditFilter, page_size: int, token: str) -> Page[AuditEntry]:

@@ -31,6 +31,7 @@ from acclimate_service.domain.errors import AlreadyExists, InvalidSpec
 from acclimate_service.store import migrations, schema
 from acclimate_service.store.blobs import CHUNK, Blobs, translated_os_errors
 from acclimate_service.store.engine import Database, Transaction
+from acclimate_service.store.folder import sync_folder
 from acclimate_service.store.reconcile import named_by_results, spoken_of
 
 SEAL = "backup.json"
@@ -293,6 +294,7 @@ def save(database: Database, blobs: Blobs, path: Path) -> Backup:
             os.fsync(file.fileno())
         with translated_os_errors():
             part.replace(path)
+            sync_folder(path.absolute().parent)
     finally:
         part.unlink(missing_ok=True)
     return told

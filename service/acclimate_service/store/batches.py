@@ -19,6 +19,7 @@ from acclimate_service.domain.errors import (
     UploadIncomplete,
 )
 from acclimate_service.domain.examples import EMPTY_CHAIN, LabeledBatch, Role
+from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import BatchName, DomainName
 from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction
@@ -111,12 +112,26 @@ def commit(tx: Transaction, name: BatchName, count: int, chain: str) -> LabeledB
             accepted=table.c.accepted - doubled,
             duplicates=table.c.duplicates + doubled,
             touched_at=tx.now,
+            commit_number=last_commit(tx) + 1,
         )
         .returning(*table.c)
     )
     committed = batch_of(row)
     audit.note(tx, "UploadBatch", name, detail=f"committed, {committed.accepted} accepted")
     return committed
+
+
+def last_commit(tx: Transaction) -> int:
+    """The number of the last upload committed, or at which a job that has not ended began.
+
+    The jobs' count too, as the last upload may be taken back: its number is not given to
+    the next one, which would then count for a job that had begun before.
+    """
+    jobs = schema.jobs
+    unended = jobs.c.state.in_([state.value for state in JobState if not state.ended])
+    committed = tx.scalar(sa.select(sa.func.max(schema.batches.c.commit_number)))
+    begun = tx.scalar(sa.select(sa.func.max(jobs.c.reads_up_to)).where(unended))
+    return max(committed or 0, begun or 0)
 
 
 def abandon(tx: Transaction, name: BatchName) -> None:

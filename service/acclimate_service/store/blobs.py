@@ -169,7 +169,11 @@ class Blobs(abc.ABC):
 
     @abc.abstractmethod
     def exists(self, digest: str) -> bool:
-        """Whether there is such a blob."""
+        """Whether there is such a blob.
+
+        Raises:
+            StoreUnavailable: the place is gone or refuses, which says nothing of the blob.
+        """
 
     def absent(self, digests: Sequence[str]) -> list[str]:
         """Those of *digests*, which are sorted, that are not there."""

@@ -15,6 +15,7 @@ from acclimate_service.domain.errors import AlreadyExists, NotFound, RequestIdRe
 from acclimate_service.domain.examples import Domain, Example, LabeledBatch, Role, Split
 from acclimate_service.domain.names import BatchName, DomainName
 from acclimate_service.store import audit, batches, intake, mistakes, schema
+from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.engine import Database, Transaction, line
 from acclimate_service.store.intake import Outcome, Received
 from acclimate_service.store.pages import Page, in_scope, page_limit
@@ -23,8 +24,9 @@ from acclimate_service.store.pages import Page, in_scope, page_limit
 class Domains:
     """The domains of a store. Every method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
+        self._blobs = blobs
 
     def create(
         self, name: DomainName, labels: Sequence[str], description: str = "", request_id: str = ""
@@ -65,7 +67,7 @@ class Domains:
 
     def add(self, batch: BatchName, received: Sequence[Received]) -> builtins.list[Outcome]:
         """See :func:`~acclimate_service.store.intake.add`. Store the blobs first."""
-        return self._database.write(intake.add, batch, received)
+        return self._database.write(intake.add, batch, received, self._blobs.exists)
 
     def commit_batch(self, batch: BatchName, *, count: int, chain: str) -> LabeledBatch:
         """See :func:`~acclimate_service.store.batches.commit`."""
@@ -107,13 +109,15 @@ class Domains:
         *,
         splits: Collection[Split],
         roles: Collection[Role] | None = None,
+        up_to: int | None = None,
     ) -> builtins.list[Example]:
         """The committed examples, ordered by content, so that every reader sees one order.
 
         What is to be trained on is checked against the holdouts of all domains once
-        more: an image in any of them is left out.
+        more: an image in any of them is left out. With *up_to*, as a job's
+        ``reads_up_to``, what was committed later does not count.
         """
-        return self._database.read(_examples, domain, splits, roles)
+        return self._database.read(_examples, domain, splits, roles, up_to)
 
     def counts(self, domain: DomainName) -> dict[str, dict[Split, int]]:
         """How many committed examples there are of each label, by split; zeros included.
@@ -198,6 +202,7 @@ def _examples(
     domain: DomainName,
     splits: Collection[Split],
     roles: Collection[Role] | None,
+    up_to: int | None,
 ) -> list[Example]:
     table, held = schema.examples, schema.examples.alias()
     query = sa.select(table).where(
@@ -211,6 +216,15 @@ def _examples(
             ),
         ),
     )
+    if up_to is not None:
+        uploads = schema.batches
+        query = query.where(
+            table.c.batch.not_in(
+                sa.select(uploads.c.id).where(
+                    uploads.c.domain == domain.domain, uploads.c.commit_number > up_to
+                )
+            )
+        )
     if roles is not None:
         query = query.where(table.c.role.in_([role.value for role in roles]))
     return [_example_of(row) for row in tx.rows(query.order_by(table.c.content))]

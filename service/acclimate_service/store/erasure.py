@@ -8,8 +8,8 @@ before still holds the image.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -41,7 +41,8 @@ def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str)
     """Erase the image of this content from every domain, and record that it was done.
 
     Rows go first, then files: if this dies between the two, calling it again is refused
-    as there is no such image, and reconciling collects the files.
+    as there is no such image, and reconciling collects the files. Who uploads the image
+    meanwhile has uploaded it anew, and keeps it.
 
     Raises:
         ImageInUse: a job that has not ended may read a domain that holds it.
@@ -51,12 +52,14 @@ def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str)
     """
     if not (who.strip() and why.strip()):
         raise InvalidSpec("erasing an image needs a name and a reason")
-    shown = _reported(database, blobs, content)
-    erasure = database.write(_erase, content, shown, who, why)
-    for digest in erasure.files:
-        blobs.delete(digest)
+    shown: dict[str, bool] = {}
+    erasure = None
+    while erasure is None:
+        _read_reports(database, blobs, content, shown)
+        erasure = database.write(_erase, content, shown, who, why)
+    gone = [digest for digest in erasure.files if database.write(_delete, blobs, digest)]
     _forget_log(database)
-    return erasure
+    return replace(erasure, files=tuple(gone))
 
 
 def content_of(database: Database, batch_domain: str, id_: str) -> str:
@@ -77,16 +80,18 @@ def content_of(database: Database, batch_domain: str, id_: str) -> str:
     return content
 
 
-def _reported(database: Database, blobs: Blobs, content: str) -> tuple[str, ...]:
-    """The jobs whose report shows the image, found by its file's digest."""
+def _read_reports(database: Database, blobs: Blobs, content: str, shown: dict[str, bool]) -> None:
+    """Add to *shown* each job whose report may show the image: whether it does.
+
+    It does if it names the image's file.
+    """
     digests, reports = database.read(_reports_about, content)
-    found = []
     for job, report in reports:  # outside the transaction: files may be far away
-        with contextlib.suppress(BlobNotFound):
-            text = blobs.get(report)
-            if any(digest in text for digest in digests):
-                found.append(job)
-    return tuple(found)
+        if job not in shown:
+            shown[job] = False
+            with contextlib.suppress(BlobNotFound):
+                text = blobs.get(report)
+                shown[job] = any(digest in text for digest in digests)
 
 
 def _reports_about(tx: Transaction, content: str) -> tuple[list[bytes], list[tuple[str, str]]]:
@@ -101,7 +106,10 @@ def _reports_about(tx: Transaction, content: str) -> tuple[list[bytes], list[tup
     return [row.blob.encode() for row in files], [(row.id, row.report_json) for row in reports]
 
 
-def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: str) -> Erasure:
+def _erase(
+    tx: Transaction, content: str, shown: Mapping[str, bool], who: str, why: str
+) -> Erasure | None:
+    """Delete the rows; None, and nothing is done, if a report came that is not in *shown*."""
     tx.serialize(batches.LOCK)
     examples, jobs = schema.examples, schema.jobs
     rows = tx.rows(sa.select(examples).where(examples.c.content == content))
@@ -117,23 +125,40 @@ def _erase(tx: Transaction, content: str, shown: Sequence[str], who: str, why: s
     )
     if busy is not None:
         raise ImageInUse(str(JobName(busy)))
+    _, reports = _reports_about(tx, content)
+    if any(job not in shown for job, _ in reports):
+        return None
+    showing = [job for job, shows in shown.items() if shows]
     trained, measured = _taught(tx, rows)
     tx.run(sa.delete(examples).where(examples.c.content == content))
     files = {row.blob for row in rows}
-    gone = tx.rows(sa.select(jobs.c.report_html, jobs.c.report_json).where(jobs.c.id.in_(shown)))
+    gone = tx.rows(sa.select(jobs.c.report_html, jobs.c.report_json).where(jobs.c.id.in_(showing)))
     files.update(digest for row in gone for digest in row if digest)
-    tx.run(sa.update(jobs).where(jobs.c.id.in_(shown)).values(report_html="", report_json=""))
+    tx.run(sa.update(jobs).where(jobs.c.id.in_(showing)).values(report_html="", report_json=""))
     audit.record(
-        tx, who=who, action="EraseImage", subject=f"content/{content}", why=why, origin="cli"
+        tx, who=who, action=audit.ERASED, subject=audit.image(content), why=why, origin="cli"
     )
     return Erasure(
         content=content,
         batches=tuple(dict.fromkeys(BatchName(row.domain, row.batch) for row in rows)),
         files=tuple(sorted(files)),
-        reports=tuple(JobName(job) for job in shown),
+        reports=tuple(JobName(job) for job in showing),
         trained=trained,
         measured=tuple(name for name in measured if name not in trained),
     )
+
+
+def _delete(tx: Transaction, blobs: Blobs, digest: str) -> bool:
+    """Delete the file unless an upload has named it anew; whether it is deleted.
+
+    Under the lock under which uploads do that, see ``intake``.
+    """
+    tx.serialize(batches.LOCK)
+    examples = schema.examples
+    if tx.rows(sa.select(examples.c.blob).where(examples.c.blob == digest).limit(1)):
+        return False
+    blobs.delete(digest)
+    return True
 
 
 def _holding(content: str) -> Any:

@@ -53,8 +53,8 @@ class FolderBlobs(Blobs):
             # folder to be durable.
             for prefix in range(256):
                 (self._files / f"{prefix:02x}").mkdir(exist_ok=True)
-            _sync_folder(self._files)
-            _sync_folder(root)
+            sync_folder(self._files)
+            sync_folder(root)
         self.threads = concurrent.futures.ThreadPoolExecutor(SYNCS, "blobs")
 
     def ping(self) -> None:
@@ -75,7 +75,7 @@ class FolderBlobs(Blobs):
         folders = {self.path(digest).parent for digest in each}
         with translated_os_errors():
             self._at_once(self._put_unsynced, each.items())
-            self._at_once(_sync_folder, folders)
+            self._at_once(sync_folder, folders)
         return digests
 
     @contextlib.contextmanager
@@ -91,7 +91,7 @@ class FolderBlobs(Blobs):
                 digest = writer.written()
                 if not self._keep(digest):
                     self._name(path, digest)
-                _sync_folder(self.path(digest).parent)
+                sync_folder(self.path(digest).parent)
             writer.digest = digest
 
     # ── reading ──────────────────────────────────────────────────────────────
@@ -117,7 +117,13 @@ class FolderBlobs(Blobs):
 
     def exists(self, digest: str) -> bool:
         """Whether there is such a blob."""
-        return self.path(digest).is_file()
+        path = self.path(digest)
+        try:
+            with translated_os_errors(), self._missing_is(digest):
+                path.stat()
+        except BlobNotFound:
+            return False
+        return True
 
     def path(self, digest: str) -> Path:
         """Where the blob lies, or would lie. Only a store in a folder has this.
@@ -259,7 +265,7 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make renames in *folder* survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -7,13 +7,14 @@ is: one that is held out anywhere is trained on nowhere, and the reverse.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import (
+    BlobNotFound,
     HoldoutLeak,
     LabelConflict,
     ServiceError,
@@ -22,7 +23,7 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.examples import Role, Split, split_of
 from acclimate_service.domain.names import BatchName
-from acclimate_service.store import batches, schema
+from acclimate_service.store import audit, batches, schema
 from acclimate_service.store.engine import Transaction, line
 
 
@@ -77,13 +78,20 @@ class Outcome:
     refusal: Refusal | None = None
 
 
-def add(tx: Transaction, name: BatchName, received: Sequence[Received]) -> list[Outcome]:
+def add(
+    tx: Transaction,
+    name: BatchName,
+    received: Sequence[Received],
+    is_stored: Callable[[str], bool],
+) -> list[Outcome]:
     """Answer a group of examples and store the accepted ones, in one transaction.
 
     Examples that were answered before (their index is below the batch's ``received``)
-    get the same answer again and change nothing.
+    get the same answer again and change nothing. *is_stored* says of a blob whether it is.
 
     Raises:
+        BlobNotFound: somebody erased one of the images after its file was stored; store
+            the files again.
         NotFound: there is no such batch; it may have expired.
         UploadIncomplete: examples are missing before this group, or the batch is
             committed and this group goes beyond it.
@@ -91,6 +99,7 @@ def add(tx: Transaction, name: BatchName, received: Sequence[Received]) -> list[
     if not received:
         return []
     tx.serialize(batches.LOCK)
+    _check_erased(tx, received, is_stored)
     batch = batches.find(tx, name, lock=True)
     old = [item for item in received if item.index < batch.received]
     new = received[len(old) :]
@@ -105,6 +114,20 @@ def add(tx: Transaction, name: BatchName, received: Sequence[Received]) -> list[
     if new:
         outcomes += _store(tx, batch, new)
     return outcomes
+
+
+def _check_erased(
+    tx: Transaction, received: Sequence[Received], is_stored: Callable[[str], bool]
+) -> None:
+    """See that the files of images that were ever erased are there; others nobody takes away."""
+    subjects = {audit.image(item.content): item.blob for item in received if item.blob}
+    table = schema.audit
+    erased = sa.select(table.c.subject).where(
+        table.c.action == audit.ERASED, table.c.subject.in_(subjects)
+    )
+    for row in tx.rows(erased.distinct()):
+        if not is_stored(subjects[row.subject]):
+            raise BlobNotFound(subjects[row.subject])
 
 
 def _store(tx: Transaction, batch: Any, received: Sequence[Received]) -> list[Outcome]:

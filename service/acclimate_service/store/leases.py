@@ -26,7 +26,7 @@ from acclimate_service.domain.job import (
 )
 from acclimate_service.domain.names import JobName
 from acclimate_service.domain.stored import known
-from acclimate_service.store import events, queue, schema
+from acclimate_service.store import batches, events, queue, schema
 from acclimate_service.store.engine import Transaction, line
 
 
@@ -48,6 +48,7 @@ def claim(
     On the way, abandoned jobs that need no worker find their end: those whose
     cancellation was asked for, and those whose workers died *max_attempts* times. A job
     that asks for what this worker does not know is left to a newer one, and says so.
+    The first attempt settles which uploads count for the job, whoever resumes it.
     """
     table = schema.jobs
     passed = 0  # the number of the last job that was left
@@ -93,6 +94,7 @@ def claim(
                 attempt=table.c.attempt + 1,
                 lease_from=tx.pulse,
                 lease_until=tx.pulse + dt.timedelta(seconds=lease_seconds),
+                reads_up_to=sa.func.coalesce(table.c.reads_up_to, batches.last_commit(tx)),
                 started_at=sa.func.coalesce(table.c.started_at, sa.literal(tx.now, schema.Instant)),
             )
         )

@@ -306,6 +306,7 @@ def job_of(row: Any) -> Job:
         summary=row.summary,
         report_html=row.report_html,
         report_json=row.report_json,
+        reads_up_to=row.reads_up_to,
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,

@@ -56,7 +56,9 @@ def reconcile(
     expired = database.write(batches.expire, idle)
     moment = (clock() - grace).timestamp()
     unfinished = blobs.delete_unfinished(moment)
-    spoken = database.read(spoken_of)
+    # Of one moment: between two looks, a job that ends takes a file's name from a checkpoint
+    # into a version, and it would be seen in neither.
+    spoken = database.snapshot(spoken_of)
     orphans = freed = 0
     for group in _groups(blobs.digests()):
         candidates = [digest for digest in group if digest not in spoken]

@@ -74,6 +74,8 @@ batches = sa.Table(
     sa.Column("rejected", sa.BigInteger(), nullable=False),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("touched_at", Instant(), nullable=False),
+    # Grows with every commit, in their order; null while it is open, and in older rows.
+    sa.Column("commit_number", sa.BigInteger(), index=True),
 )
 
 examples = sa.Table(
@@ -239,6 +241,8 @@ jobs = sa.Table(
     sa.Column("worker", sa.Text(), nullable=False),
     sa.Column("attempt", sa.Integer(), nullable=False),
     sa.Column("released", sa.Integer(), nullable=False),  # attempts given back unspent
+    # The last commit of an upload before its first attempt: later ones do not count for it.
+    sa.Column("reads_up_to", sa.BigInteger()),
     sa.Column("lease_from", Instant()),
     sa.Column("lease_until", Instant()),
     sa.Column("events", sa.BigInteger(), nullable=False),  # how many there are

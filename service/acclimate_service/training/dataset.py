@@ -202,14 +202,24 @@ class Order:
         """Steps an epoch."""
         return max(MIN_STEPS, -(-len(self.train) // self.fresh))
 
-    def epoch(self, number: int) -> Iterator[Step]:
-        """The steps of one epoch, counted from 0."""
-        rng = numpy_rng(self.seed, "order", number)
+    @property
+    def shown(self) -> int:
+        """Images an epoch, new and replayed."""
+        return self._slots + self.steps * self.replayed
+
+    @property
+    def _slots(self) -> int:
+        """New images an epoch."""
         full = -(-len(self.train) // self.fresh) >= MIN_STEPS
         slots = len(self.train) if full else self.steps * self.fresh
         if self.fresh > 1 and not self.replayed and slots % self.fresh == 1:
             slots += 1  # a step of one image has no variance, which a moving BatchNorm needs
-        train = self._draw(slots, rng)
+        return slots
+
+    def epoch(self, number: int) -> Iterator[Step]:
+        """The steps of one epoch, counted from 0."""
+        rng = numpy_rng(self.seed, "order", number)
+        train = self._draw(self._slots, rng)
         views = rng.integers(self.views, size=len(train))
         replay = np.empty(0, dtype=np.int64)
         if self.replay is not None and self.replayed:

@@ -10,18 +10,18 @@ out, and goes back to the last good weights at a lower rate when it turns unstab
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from acclimate_service.domain.errors import TrainingDiverged
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.batches import Batches
 from acclimate_service.training.batchnorm import check_steps, recalibrate
 from acclimate_service.training.candidate import Candidate, Effort
-from acclimate_service.training.dataset import PLAIN, Listed, Order, Step, Stock
+from acclimate_service.training.dataset import Listed, Order, Stock
 from acclimate_service.training.diagnosis import (
     Epoch,
     Failure,
@@ -131,6 +131,9 @@ class _Tuning:
             seed=run.seed,
         )
         check_steps(strategy, self.order)
+        self.batches = Batches(
+            stock, order=self.order, trunk=trunk, boundary=self.boundary, run=run
+        )
         self.objective = Objective(
             network,
             strategy,
@@ -138,10 +141,25 @@ class _Tuning:
             boundary=self.boundary,
             micro_batch=effort.batch_size,
             run=run,
+            compiling=self._worth_compiling(),
         )
         self.rate = effort.rate
         self.history: list[Epoch] = []
         self.findings: list[Finding] = []
+
+    def _worth_compiling(self) -> bool:
+        images = self.epochs * self.order.shown
+        decided = self.run.compiling.decide(
+            device=self.run.device.type,
+            images=images,
+            stages=len(self.trained),
+            gradual=self.strategy.gradual,
+        )
+        if decided is None:
+            return False
+        worth, why = decided
+        self._tell(f"is {'' if worth else 'not '}compiled: {why}", images=images)
+        return worth
 
     # ── the whole ────────────────────────────────────────────────────────────
 
@@ -160,7 +178,7 @@ class _Tuning:
             torch.manual_seed(seed_of(self.run.seed, self.strategy.name))
             self._unfreeze(0)
             if self.trained and self.strategy.batch_norm is BatchNorm.RECALIBRATED:
-                recalibrate(self.network, self.trained, self._new_ones())
+                recalibrate(self.network, self.trained, self.batches.fresh())
             best, best_epoch = self._train()
         restore(self.network, best)
         self.network.freeze_below(len(self.network.stages))
@@ -253,9 +271,7 @@ class _Tuning:
         stability = self.stability
         losses, norms = [], []
         right = shown = 0
-        for number, (step, x) in enumerate(self._batches(epoch)):
-            self.run.check()
-            labels = self._labels(step).to(x.device)
+        for number, (step, x, labels) in enumerate(self.batches.epoch(epoch)):
             remembered = None if self.remembered is None else self.remembered[step.replay]
             loss, hits = self.objective.gradients(
                 x, labels, new=len(step.train), remembered=remembered
@@ -279,20 +295,6 @@ class _Tuning:
             )
         )
         return None
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Step, Tensor]]:
-        steps = list(self.order.epoch(epoch))
-        return zip(steps, self.trunk.read(self.boundary, map(self._parts, steps)), strict=True)
-
-    def _parts(self, step: Step) -> list[Shown]:
-        parts = [Shown(source=self.stock.train, indices=step.train, views=step.views)]
-        if len(step.replay) and self.stock.replay is not None:
-            plain = np.full_like(step.replay, PLAIN)
-            parts.append(Shown(source=self.stock.replay, indices=step.replay, views=plain))
-        return parts
-
-    def _labels(self, step: Step) -> Tensor:
-        return torch.cat([part.labels() for part in self._parts(step)])
 
     # ── between epochs ───────────────────────────────────────────────────────
 
@@ -319,9 +321,9 @@ class _Tuning:
         )
         return scores
 
-    def _tell(self, decision: str) -> None:
+    def _tell(self, decision: str, **facts: int) -> None:
         name = self.strategy.name
-        self.run.tell(EventKind.DECISION, f"{name} {decision}", strategy=name)
+        self.run.tell(EventKind.DECISION, f"{name} {decision}", strategy=name, **facts)
 
     def _note_overfitting(self) -> None:
         if (finding := overfitting(self.history)) is not None:
@@ -378,12 +380,6 @@ class _Tuning:
         for index, stage in enumerate(self.network.stages):
             if index not in moving:
                 stage.requires_grad_(False).eval()
-
-    def _new_ones(self) -> Iterator[Tensor]:
-        """The activations of one epoch's new images, without the replayed ones."""
-        for step, x in self._batches(0):
-            self.run.check()
-            yield x[: len(step.train)]
 
 
 def _some(select: Listed | None, *, seed: int) -> Listed | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.forward import Forward
 from acclimate_service.training.network import Network
 from acclimate_service.training.run import Run
 from acclimate_service.training.strategies import Strategy
@@ -19,7 +20,7 @@ class Objective:
 
     ``teacher`` is the incumbent, where its answers on new images are distilled.
     ``micro_batch`` halves each time that memory runs out. With BatchNorm frozen, parts
-    add up to exactly the whole.
+    add up to exactly the whole. With *compiling*, whole parts of it are.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Objective:
         boundary: int,
         micro_batch: int,
         run: Run,
+        compiling: bool = False,
     ) -> None:
         self.network = network
         self.strategy = strategy
@@ -38,6 +40,7 @@ class Objective:
         self.micro_batch = micro_batch
         self.run = run
         self.teacher = teacher
+        self.forward = Forward(network, boundary, compiling=compiling, run=run)
 
     def gradients(
         self, x: Tensor, labels: Tensor, *, new: int, remembered: Tensor | None = None
@@ -57,9 +60,10 @@ class Objective:
             torch.OutOfMemoryError: not even one image fits.
         """
         while True:
-            self.network.zero_grad(set_to_none=True)
             try:
-                return self._accumulate(x, labels, new=new, remembered=remembered)
+                return self.forward.take(
+                    lambda: self._accumulate(x, labels, new=new, remembered=remembered)
+                )
             except torch.OutOfMemoryError:
                 if self.micro_batch <= 1:
                     raise
@@ -68,6 +72,7 @@ class Objective:
     def _accumulate(
         self, x: Tensor, labels: Tensor, *, new: int, remembered: Tensor | None
     ) -> tuple[float, int]:
+        self.network.zero_grad(set_to_none=True)
         total = torch.zeros((), device=x.device)
         right = torch.zeros((), dtype=torch.long, device=x.device)
         for start in range(0, len(x), self.micro_batch):
@@ -87,12 +92,13 @@ class Objective:
     def _loss(
         self, x: Tensor, labels: Tensor, *, fresh: int, remembered: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits = self._logits(self.network, x)
+        with self._half():
+            logits = self.forward(x).float()
         smoothing = self.strategy.label_smoothing
         loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if self.teacher is not None and fresh:
-            with torch.no_grad():
-                wanted = self._logits(self.teacher, x[:fresh])
+            with torch.no_grad(), self._half():
+                wanted = self.teacher.forward_from(self.boundary, x[:fresh]).float()
             held = _divergence(logits[:fresh], wanted, known=self.network.known)
             loss = loss + self.strategy.distil * held.sum() / len(x)
         if remembered is not None and len(remembered):
@@ -100,12 +106,12 @@ class Objective:
             loss = loss + self.strategy.distil_replay * held.sum() / len(x)
         return logits, loss
 
-    def _logits(self, network: Network, x: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda):
-            return network.forward_from(self.boundary, x).float()
+    def _half(self) -> torch.autocast:
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.run.on_cuda)
 
     def _halve(self) -> None:
         self.micro_batch = max(1, self.micro_batch // 2)
+        self.forward.refit()
         if self.run.on_cuda:
             torch.cuda.empty_cache()
         self.run.tell(

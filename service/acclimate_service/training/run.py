@@ -11,6 +11,7 @@ import pydantic
 import torch
 
 from acclimate_service.domain.job import EventKind
+from acclimate_service.training.compiling import Compiling
 
 Facts = Mapping[str, pydantic.JsonValue]
 
@@ -33,8 +34,8 @@ class Run:
 
     ``clock`` counts seconds from any start; ``deadline`` is a reading of it, after
     which no further epoch begins. ``readers`` threads decode images ahead of the
-    device. Two runs with the same seed on the same kind of device give the same
-    weights.
+    device. ``compiling`` says where torch.compile is used. Two runs with the same seed
+    on the same kind of device give the same weights.
     """
 
     clock: Callable[[], float]
@@ -42,6 +43,7 @@ class Run:
     device: torch.device = torch.device("cpu")
     readers: int = 1
     deadline: float | None = None
+    compiling: Compiling = Compiling()
     on_event: Callable[[EventKind, str, Facts], None] = _silent
     cancelled: Callable[[], bool] = _never
 

@@ -124,6 +124,7 @@ def adapt_job(desk: Desk) -> Result:
         known=_known(desk),
         space=space,
         replay_per_class=draft.spec.replay_per_class,
+        up_to=desk.job.reads_up_to,
         step=story.step,
     )
     _announce(story, images, f"adapting {incumbent.name} to {draft.target}")
@@ -177,6 +178,7 @@ def bootstrap_job(desk: Desk) -> Result:
         known=(),
         space=space,
         replay_per_class=0,
+        up_to=desk.job.reads_up_to,
         step=story.step,
     )
     _announce(story, images, f"bootstrapping {network.architecture} on {draft.source}")
@@ -205,7 +207,9 @@ def register_job(desk: Desk) -> Result:
     story.enter(Phase.PREPARING)
     space = desk.store.registry.get_model(draft.model).labels
     network = _open_registered(desk, labels=len(space), backbone_only=False)
-    verify = None if draft.source is None else verify_images(desk.store, draft.source, space)
+    verify = None
+    if draft.source is not None:
+        verify = verify_images(desk.store, draft.source, space, up_to=desk.job.reads_up_to)
     images = None if verify is None else stored_images(verify.examples, space, desk.store.blobs.get)
     candidate = export_candidate(story, network, space, images, like=None)
     judged = judgement.measure(story, candidate, verify, threads=desk.threads)

@@ -41,6 +41,7 @@ def images_of(
     known: Sequence[DomainName],
     space: Sequence[str],
     replay_per_class: int,
+    up_to: int | None = None,
     step: Callable[[], object] = lambda: None,
 ) -> JobImages:
     """Gather the images for learning *target* without forgetting the *known* domains.
@@ -49,7 +50,8 @@ def images_of(
     images of all known domains are each put together; verify images stay apart, so
     that each domain is judged by itself. An image is used once: what serves the
     target's training does not serve another domain's choices, and nothing that is a
-    near-copy of a verify image serves either. *step* is called now and then.
+    near-copy of a verify image serves either. What was uploaded after commit *up_to* is
+    for other jobs. *step* is called now and then.
 
     Raises:
         NotEnoughExamples: the target has nothing to learn from.
@@ -58,7 +60,7 @@ def images_of(
     others = [domain for domain in dict.fromkeys(known) if domain != target]
     # Each domain is read once, so that what is learned, judged by and named by its digest
     # are the images of one moment, whatever is uploaded meanwhile.
-    held = {domain: _read(store, domain, step) for domain in (target, *others)}
+    held = {domain: _read(store, domain, up_to, step) for domain in (target, *others)}
     train = held[target][Split.TRAIN]
     if not train:
         raise NotEnoughExamples(
@@ -116,12 +118,12 @@ def images_of(
 
 
 def _read(
-    store: Store, domain: DomainName, step: Callable[[], object]
+    store: Store, domain: DomainName, up_to: int | None, step: Callable[[], object]
 ) -> dict[Split, list[Example]]:
     """All that a domain holds, by use."""
     step()
     found: dict[Split, list[Example]] = {split: [] for split in Split}
-    for example in store.domains.examples(domain, splits=tuple(Split)):
+    for example in store.domains.examples(domain, splits=tuple(Split), up_to=up_to):
         found[example.split].append(example)
     return found
 
@@ -167,7 +169,9 @@ class _Gathered:
         )
 
 
-def verify_images(store: Store, domain: DomainName, space: Sequence[str]) -> VerifySet:
+def verify_images(
+    store: Store, domain: DomainName, space: Sequence[str], *, up_to: int | None = None
+) -> VerifySet:
     """A domain's verify images whose labels are in the label *space*."""
-    found = store.domains.examples(domain, splits=[Split.VERIFY])
+    found = store.domains.examples(domain, splits=[Split.VERIFY], up_to=up_to)
     return verify_set(str(domain), _within(space, found), space)

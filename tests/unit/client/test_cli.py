@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def test_every_command_has_help_with_an_example_and_json(run: Any, command: list
     assert result.exit_code == 0
     assert f"Example: acclimate {' '.join(command)}" in " ".join(result.output.split())
     assert ("--json" in result.output) == (command not in PROCESSES)
+    assert re.search(r"\{[a-z]", result.output) is None  # arguments are in capitals
 
 
 @pytest.mark.parametrize(
@@ -340,6 +342,30 @@ def test_weights_are_read_from_wherever_they_are(
     ]
     assert [d.promote_to for d in drafts] == ["", "", "production"]
     assert list(drafts[2].labels) == ["cat", "dog"]
+
+
+def test_a_script_that_is_run_again_asks_with_the_request_id_of_its_own(
+    run: Any, service: Service
+) -> None:
+    run("adapt", "digits", "pens", "--request-id", "pens-2026-11")
+    run("register", "a", "timm/x", "--request-id", "shop-1")
+    (adapted,) = [
+        r for _, r in service.seen if isinstance(r, adaptation_pb2.CreateAdaptationJobRequest)
+    ]
+    (registered,) = [r for _, r in service.seen if isinstance(r, list)]
+    assert (adapted.request_id, registered[0].draft.request_id) == ("pens-2026-11", "shop-1")
+
+
+def test_a_folder_stands_for_all_images_in_it(run: Any, tmp_path: Path) -> None:
+    for name in ("mug/b.png", "mug/a.jpg", "pen/c.webp", "pen/notes.txt", ".trash/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "none").mkdir()
+    found = json.loads(run("predict", "digits", tmp_path, "--json").stdout)["predictions"]
+    expected = [str(tmp_path / name) for name in ("mug/a.jpg", "mug/b.png", "pen/c.webp")]
+    assert [answer["image"] for answer in found] == expected
+    empty = run("predict", "digits", tmp_path / "none")
+    assert (empty.exit_code, "holds no JPEG, PNG or WebP" in empty.stderr) == (2, True)
 
 
 def test_predictions_name_the_version(run: Any, tmp_path: Path) -> None:

@@ -39,10 +39,11 @@ def test_a_limit_holds_for_each_label_of_a_sheet(sheet: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("file,class\na.jpg,mug\n", "no column image and none label"),
+        ("file,class\na.jpg,mug\n", "no column image and none label, but 'file', 'class';"),
+        ("image;label\na.jpg;mug\n", "but 'image;label'; .* with commas between"),
         ("image,label\na.jpg,\n", "line 2: an image and its label"),
         ("image,label\na.jpg,mug\nnowhere.jpg,mug\n", "line 3: there is no file"),
-        ("", "no column image"),
+        ("", "no column image and none label, but none;"),
     ],
 )
 def test_a_sheet_that_is_wrong_is_refused_with_its_line(sheet: Path, text: str, told: str) -> None:

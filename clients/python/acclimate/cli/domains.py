@@ -53,7 +53,7 @@ def domains(
 
 @app.command()
 def create(
-    domain: Annotated[str, typer.Argument(help="Its id: a lower-case slug.")],
+    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="Its id: a lower-case slug.")],
     labels: Annotated[str, typer.Option(help="What its images may show: cat,dog.")] = "",
     labels_from: Annotated[
         Path | None, typer.Option(help="A folder whose subfolders' names are the labels.")
@@ -78,7 +78,7 @@ def create(
 
 @app.command()
 def get(
-    domain: Annotated[str, typer.Argument(help="Its id.")],
+    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="Its id.")],
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -131,7 +131,8 @@ def upload(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Its subfolders are the labels. Or a .csv with the columns image and label.",
+            help="Its subfolders are the labels. Or a .csv with the columns image and label, and "
+            "tags if need be.",
         ),
     ],
     domain: Annotated[str, typer.Option("--domain", "-d", help="Where the images come from.")],

@@ -11,7 +11,9 @@ from acclimate.cli.output import console, print_json, print_table, short, words
 
 
 def drift(
-    model: Annotated[str, typer.Argument(help="digits, digits@canary or digits/3.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="shop (its production), shop@canary or shop/3.")
+    ],
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:

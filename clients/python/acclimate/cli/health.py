@@ -16,7 +16,10 @@ from acclimate.errors import NotFound
 
 def health(
     part: Annotated[
-        str, typer.Argument(help="A model, or a gRPC service, to ask about; unset: the whole.")
+        str,
+        typer.Argument(
+            metavar="PART", help="A model, or a gRPC service, to ask about; unset: the whole."
+        ),
     ] = "",
     server: Server = DEFAULT_SERVER,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,

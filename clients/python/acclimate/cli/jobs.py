@@ -11,7 +11,15 @@ import typer
 from rich.text import Text
 
 from acclimate.cli import progress
-from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, belongs_to, connect, settings_of
+from acclimate.cli.options import (
+    DEFAULT_SERVER,
+    AsJson,
+    RequestId,
+    Server,
+    belongs_to,
+    connect,
+    settings_of,
+)
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import Exit, exit_of_job, usage
 from acclimate.resources import JobState
@@ -64,6 +72,7 @@ def adapt(
         typer.Option(help="Override one limit of the guard: source_margin=0.02; needs reason=…"),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    request_id: RequestId = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -90,6 +99,7 @@ def adapt(
             variants=variant or (),
             guard_preset=guard_preset,
             guard=settings_of(guard_set or [], option="--guard-set"),
+            request_id=request_id or None,
         )
         if watch:
             _follow(job, as_json=as_json)

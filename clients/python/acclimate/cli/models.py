@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
+from acclimate.cli.options import DEFAULT_SERVER, AsJson, RequestId, Server, connect
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
 from acclimate.cli.refusals import exit_of_job, usage
 from acclimate.cli.spoken import spoken
 from acclimate.resources import Decoding, Preprocessing, WeightsSource
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]
-VersionArgument = Annotated[
-    str, typer.Argument(metavar="VERSION", help="A version: 3 or digits/3, as the command says.")
-]
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="Its version: 3.")]
 Alias = Annotated[str, typer.Option(help="Which pointer.")]
 
 
@@ -57,6 +55,7 @@ def register(
         typer.Option(help="The alias to set when the first version exists; unset: production."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the first version, if one is made.")] = True,
+    request_id: RequestId = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +81,7 @@ def register(
             # A backbone gets its first version, and the alias, from its bootstrap job.
             promote_to=promote_to or ("production" if names else ""),
             decoding=decoding,
+            request_id=request_id or None,
         )
         if job is not None and wait:
             job.wait()
@@ -234,7 +234,7 @@ def promote(
 def rollback(
     model: ModelArgument,
     alias: Alias = "production",
-    reason: Annotated[str, typer.Option(help="Why; kept in the alias's history.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")] = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -251,8 +251,10 @@ def rollback(
 
 
 def export(
-    version: VersionArgument,
-    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version: shop/3.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to write; made if it is not there.")
+    ],
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:

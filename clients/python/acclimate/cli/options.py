@@ -25,6 +25,13 @@ Server = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        help="A name of your own for this request: a script that is run again with it gets what "
+        "the first run made."
+    ),
+]
 
 
 def connect(server: str, *, timeout: float = 30.0, retries: int = 5) -> Client:

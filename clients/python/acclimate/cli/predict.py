@@ -11,8 +11,9 @@ import typer
 
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, connect
 from acclimate.cli.output import console, percent, print_json, print_table, short
-from acclimate.cli.refusals import Exit, complain
+from acclimate.cli.refusals import Exit, complain, usage
 from acclimate.errors import InvalidRequest
+from acclimate.folders import images_below
 from acclimate.resources import Prediction
 
 
@@ -20,7 +21,12 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="shop (its production), shop@canary or shop/3.")
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG or WebP.")],
+    given: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="JPEG, PNG or WebP; a folder stands for all of them in it."
+        ),
+    ],
     domain: Annotated[
         str, typer.Option(help="Where the images come from: the version adapted to it answers.")
     ] = "",
@@ -34,6 +40,7 @@ def predict(
 
     Example: acclimate predict shop photo.jpg other.png --domain dock-7
     """
+    images = [image for path in given for image in _images(path)]
     refused: dict[Path, InvalidRequest] = {}
     with connect(server) as client:
         ask = partial(client.predict, model, domain=domain, top_k=top)
@@ -55,6 +62,15 @@ def predict(
         _show(images, found)
     if refused:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _images(path: Path) -> list[Path]:
+    """The image *path* or, of a folder, all that are in it, by name."""
+    if not path.is_dir():
+        return [path]
+    if not (found := images_below(path)):
+        raise usage(f"{path} holds no JPEG, PNG or WebP")
+    return found
 
 
 def _one_by_one(

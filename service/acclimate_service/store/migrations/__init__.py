@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from acclimate_service.domain.errors import StoreUnavailable
 
-HEAD = "0013"
+HEAD = "0014"
 
 
 def current(connection: sa.Connection) -> str | None:
