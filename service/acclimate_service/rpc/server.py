@@ -107,7 +107,7 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         # A client that froze or lost its network is noticed within seconds, so that
         # its streams give back what they hold. Without ping_timeout_ms it takes a minute.
-        ("grpc.keepalive_time_ms", 8_000),
+        ("grpc.keepalive_time_ms", 6_000),
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
