@@ -6,12 +6,12 @@ import random
 import time
 from collections.abc import Iterator
 
-from tests.acceptance.processes import Process, wait_for
+from tests.acceptance.processes import Process
 from tests.chaos.row import Row
 from tests.chaos.shim import Shim
 from tests.chaos.siege import Siege
 from tests.chaos.trainers import TrainerWatch
-from tests.chaos.world import ENGINES, JOB_SECONDS, WORK, Plan, World, place
+from tests.chaos.world import ENGINES, WORK, Plan, World, place
 
 from acclimate_service.domain.job import EventKind
 
@@ -73,7 +73,7 @@ def _jumped(
         shims["other"].turn(ahead=HOUR)
         for number in rounds:
             time.sleep(EVERY * drawn.uniform(0.5, 1.5))
-            wait_for(world.workers, JOB_SECONDS, "a job in hand")
+            world.wait_for(world.workers, "a job in hand")
             in_hand += len(world.workers())
             hand, ahead = HANDS[number % len(HANDS)], drawn.choice(HOURS)
             shims[hand].turn(ahead=ahead)

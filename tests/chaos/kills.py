@@ -17,7 +17,6 @@ from acclimate_service.domain.job import JobState
 
 VICTIMS = ("server", "worker", "both")
 CLAIM_SECONDS = 20.0  # in which a worker that was started has a job in hand, if there is one
-SETTLE_SECONDS = 300.0
 
 
 def kills(plan: Plan, *, times: int = 300, parts: tuple[str, ...] = ENGINES) -> Iterator[Row]:
@@ -45,7 +44,7 @@ def _kills_over(plan: Plan, engine: str, count: int) -> Row:
                         _kill(world, victim, drawn)
                         done[victim] += 1
                         plan.say(f"{engine}: {number + 1} of {count} kills")
-                settled = world.settle(SETTLE_SECONDS)
+                settled = world.settle()
             tally = account(world, ledger)
             tally["jobs not ended"] = len(world.jobs(JobState.QUEUED, JobState.RUNNING))
             tally["second trainers"] = max(0, watch.most - 1)

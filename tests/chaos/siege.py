@@ -23,8 +23,7 @@ from acclimate_service.domain.job import JobState
 ASKING = 2  # clients that ask for predictions all the while
 REST = 0.1  # seconds between two requests of one of them
 PAUSE = 0.2  # seconds between two uploads
-SETTLE_SECONDS = 240.0
-RECOVER_SECONDS = 90.0
+RECOVER_SECONDS = 180.0
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Siege:
         if error is not None:
             return
         self.plan.say("settling")
-        self.settled = self.world.settle(SETTLE_SECONDS)
+        self.settled = self.world.settle()
         self.plan.say("settled" if self.settled else "not settled")
         self.tally["processes ended"] += sum(
             process.pid not in self._pids

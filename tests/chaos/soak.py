@@ -90,7 +90,7 @@ def _soaked(plan: Plan, seconds: float) -> Row:
                 swaps += 1
                 looks.append(look(world.service.serve.pid))
                 time.sleep(EVERY)
-        world.settle(300)
+        world.settle()
         tally.update(account(world, ledger))
     growth, files = grown(looks)
     tally.note("growth over 100 MiB", wrong=growth > GROWTH)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.acceptance.processes import Process, wait_for
+from tests.acceptance.processes import Process
 from tests.chaos.ledger import Ledger, account
 from tests.chaos.row import Row, Tally
 from tests.chaos.trainers import TrainerWatch, trainers
-from tests.chaos.world import JOB_SECONDS, WORK, Plan, World, place
+from tests.chaos.world import WORK, Plan, World, place
 
 from acclimate import Client
 from acclimate.errors import Conflict
@@ -56,10 +56,10 @@ def _hung(plan: Plan, times: int) -> Row:
             (trainer,) = trainers(world.home)
             os.kill(trainer, signal.SIGSTOP)
             began = time.monotonic()
-            again = _wait(partial(_tried_again, world, job))
+            again = world.comes(partial(_tried_again, world, job))
             noticed.append(time.monotonic() - began)
             tally.note("not noticed", wrong=not again)
-            _wait(partial(_ended, world, job))
+            world.comes(partial(_ended, world, job))
             tally.note("jobs failed", wrong=not _made_or_judged(world.store.jobs.get(job)))
         tally.update(account(world, Ledger()))
     return Row(
@@ -103,9 +103,7 @@ def _fatal(
             job = JobName.parse(world.ask(client, 2 * number, **LONG))
             following = JobName.parse(world.ask(client, 2 * number + 1))
             harmed: set[int] = set()
-            deadline = time.monotonic() + JOB_SECONDS
             while not (found := world.store.jobs.get(job)).state.ended:
-                assert time.monotonic() < deadline, found
                 if found.state is JobState.RUNNING:
                     for trainer in set(trainers(world.home)) - harmed:
                         harm(trainer)
@@ -115,7 +113,7 @@ def _fatal(
             said = found.failure.message if found.failure else ""
             told = any(word in said.lower() for word in map(str.lower, words))
             tally.note("failed without saying of what", wrong=not told)
-            _wait(partial(_ended, world, following))
+            world.comes(partial(_ended, world, following))
             well = _made_or_judged(world.store.jobs.get(following))
             tally.note("next jobs failed", wrong=not well)
         tally.update(account(world, Ledger()))
@@ -142,11 +140,11 @@ def _late(plan: Plan, times: int) -> Row:
                 for pid in frozen:
                     os.kill(pid, signal.SIGSTOP)
                 other.start()
-                _wait(partial(_ended, world, job))
+                world.comes(partial(_ended, world, job))
                 before = world.store.jobs.events(job, limit=100_000)
                 for pid in frozen:
                     os.kill(pid, signal.SIGCONT)
-                gone = _wait(partial(_gone, world, frozen[1]))
+                gone = world.comes(partial(_gone, world, frozen[1]))
                 other.kill(signal.SIGTERM)
                 after = world.store.jobs.events(job, limit=100_000)
                 tally.note("written late", wrong=before != after)
@@ -178,9 +176,9 @@ def _stopped(plan: Plan, times: int) -> Row:
             tally.note("not requeued", wrong=found.state is not JobState.QUEUED)
             tally.note("exits with an error", wrong=code != 0)
             world.service.work.start()
-            if not _wait(lambda: world.store.jobs.get(job).state is not JobState.QUEUED):
+            if not world.comes(lambda: world.store.jobs.get(job).state is not JobState.QUEUED):
                 break
-        _wait(partial(_ended, world, job))
+        world.comes(partial(_ended, world, job))
         tally.note("jobs failed", wrong=not _made_or_judged(world.store.jobs.get(job)))
         tally.note("exits late", wrong=slowest > EXIT_SECONDS)
         tally.update(account(world, Ledger()))
@@ -205,7 +203,7 @@ def _cancelled(plan: Plan, times: int, *, phases: Sequence[Phase | None]) -> Row
             name = world.ask(client, number, **KEPT.get(phase, {}))
             job = JobName.parse(name)
             granted = _cancel_in(world, client, name, phase, after=drawn.uniform(0, MOMENT))
-            _wait(partial(_ended, world, job))
+            world.comes(partial(_ended, world, job))
             ended = world.store.jobs.get(job).state
             tally.note("not cancelled", wrong=granted and ended is not JobState.CANCELLED)
             tally.note("cancelled unasked", wrong=not granted and ended is JobState.CANCELLED)
@@ -235,7 +233,7 @@ def _cancel_in(
         return found.state.ended or found.phase is phase
 
     if phase is not None:
-        wait_for(there, JOB_SECONDS, f"{phase.value} of {name}", every=0.01)
+        world.wait_for(there, f"{phase.value} of {name}", every=0.01)
         time.sleep(after)
     try:
         client.job(name).cancel()
@@ -265,7 +263,7 @@ def _standby(plan: Plan, times: int) -> Row:
         try:
             with TrainerWatch(world.home):
                 jobs = [JobName.parse(world.ask(client, number)) for number in range(2 * times)]
-                settled = world.settle(JOB_SECONDS * times)
+                settled = world.settle()
         finally:
             second.kill()
         found = [world.store.jobs.get(job) for job in jobs]
@@ -320,17 +318,8 @@ def _at_work(world: World, name: str) -> JobName:
     """Wait until the job's trainer has begun to train."""
     job = JobName.parse(name)
     busy = (Phase.PROBING, Phase.TUNING)
-    wait_for(lambda: world.store.jobs.get(job).phase in busy, JOB_SECONDS, f"work on {name}")
+    world.wait_for(lambda: world.store.jobs.get(job).phase in busy, f"work on {name}")
     return job
-
-
-def _wait(condition: Callable[[], bool]) -> bool:
-    """Whether *condition* came true in the time that a job may take."""
-    try:
-        wait_for(condition, JOB_SECONDS, "it")
-    except AssertionError:
-        return False
-    return True
 
 
 def _ended(world: World, job: JobName) -> bool:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
-from tests.acceptance.processes import Service, wait_for
+from tests.acceptance.processes import Service
 from tests.chaos import pictures
 from tests.contract.postgres import Postgresql, postgresql
 
@@ -27,7 +27,7 @@ from acclimate_service.store.pages import Page
 T = TypeVar("T")
 
 ENGINES = ("sqlite", "postgresql")
-JOB_SECONDS = 180.0  # for one job of the tiny model, on a machine that does other things too
+QUIET_SECONDS = 180.0  # without an event of any job, when some are waited for
 # Short, so that a scenario sees leases end; two attempts more than a fault may cost.
 WORK: dict[str, Any] = {
     "idle_priority": False, "lease_seconds": 4, "poll_seconds": 0.1, "threads": 1, "device": "cpu",
@@ -125,7 +125,7 @@ class World:
                 # Enough to beat guessing, without which there is no first version.
                 enough = {**QUICK, "epochs": 20}
                 job = client.adapt("bars", "bright", promote_to="production", **enough)
-                wait_for(lambda: job.refresh().state.ended, JOB_SECONDS, "the first version")
+                self.wait_for(lambda: job.refresh().state.ended, "the first version")
                 assert job.state.value == "SUCCEEDED", job.snapshot
 
     def other_home(self) -> Path:
@@ -144,12 +144,35 @@ class World:
         held = sa.select(schema.jobs.c.worker).where(schema.jobs.c.state == JobState.RUNNING.value)
         return [row.worker for row in self.store.database.read(Transaction.rows, held)]
 
-    def settle(self, seconds: float) -> bool:
+    def settle(self) -> bool:
         """Wait for every job's end, undisturbed; whether all came."""
+        return self.comes(lambda: not self.jobs(JobState.QUEUED, JobState.RUNNING), "the end")
+
+    def comes(self, condition: Callable[[], object], what: str = "it") -> bool:
+        """Whether *condition* comes true, see :meth:`wait_for`."""
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not self.jobs(JobState.QUEUED, JobState.RUNNING), seconds, "the end")
+            self.wait_for(condition, what)
             return True
         return False
+
+    def wait_for(self, condition: Callable[[], T | None], what: str, *, every: float = 0.05) -> T:
+        """The first truthy answer of *condition*, waited for as long as jobs go on.
+
+        How long a job takes is the machine's affair; that nothing more happens is ours.
+        """
+        heard, since = self._events(), time.monotonic()
+        while not (answer := condition()):
+            if (now := self._events()) != heard:
+                heard, since = now, time.monotonic()
+            silent = time.monotonic() - since
+            assert silent < QUIET_SECONDS, f"{what} did not come, nor an event in {silent:.0f} s"
+            time.sleep(every)
+        return answer
+
+    def _events(self) -> int:
+        """How many events all jobs have had."""
+        told = sa.select(sa.func.sum(schema.jobs.c.events))
+        return int(self.store.database.read(Transaction.scalar, told) or 0)
 
     def ask(self, client: Client, number: int, **spec: Any) -> str:
         """Ask for an adaptation of "bars" to the darker domain; the job's name."""
