@@ -37,6 +37,7 @@ from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.rpc import server
 from acclimate_service.rpc.brake import Brake
 from acclimate_service.rpc.door import Door
+from acclimate_service.rpc.queues import APART
 from acclimate_service.rpc.server import SERVICES, Admission, Limits
 from acclimate_service.store.engine import Database
 
@@ -339,22 +340,17 @@ def test_a_server_that_stops_tells_new_calls_to_go_elsewhere_before_it_takes_non
         stopping.result(30)
 
 
-def test_no_method_has_a_task_of_its_own_that_every_call_would_pass(service: Service) -> None:
+def test_health_and_predictions_wait_behind_no_other_calls_and_the_rest_shares_one_task(
+    service: Service,
+) -> None:
     async def waiting() -> list[str]:
         return [getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()]
 
     names = service.run(waiting)
     assert names.count("_request_call") == 1
-    assert "_request_registered_call" not in names
+    assert names.count("_request_registered_call") == len(APART)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "code", "held"),
-    [
-        (True, grpc.StatusCode.UNAUTHENTICATED, ["ipv4:127.0.0.1"]),
-        (False, grpc.StatusCode.NOT_FOUND, []),
-    ],
-)
 def test_only_who_is_refused_at_the_door_is_slowed_down(
     tokens: bool,
     code: grpc.StatusCode,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -44,6 +43,7 @@ from acclimate_service.rpc.intercept import Interceptor, Rule
 from acclimate_service.rpc.keyring import Keyring
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.oip import InferenceProtocolServicer
+from acclimate_service.rpc.queues import look_up
 from acclimate_service.rpc.rates import Rates
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
 from acclimate_service.rpc.registry import RegistryServicer
@@ -127,22 +127,6 @@ def _ageing(seconds: float | None) -> list[tuple[str, int]]:
     # A tenth more or less, by chance, so that not all come back at once. What runs on an old
     # connection ends on it; the next call goes over a new one.
     return [] if seconds is None else [("grpc.max_connection_age_ms", int(seconds * 1000))]
-
-
-def look_up(server: grpc.aio.Server) -> None:
-    """Have *server* find each method when it is called, instead of registering it before.
-
-    For every registered method grpc.aio keeps a task that waits for the next call, and at
-    each call it goes through all of these in Python (grpcio 1.85). What is only looked up
-    shares one. Generated code always adds a handler to look up as well.
-    """
-
-    def nothing(
-        service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None:
-        """Register none of a service's methods."""
-
-    server.add_registered_method_handlers = nothing  # type: ignore[method-assign]
 
 
 class Server:
