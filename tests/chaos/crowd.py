@@ -66,7 +66,7 @@ class Health:
     def __init__(self, *, crowded: World, calm: World) -> None:
         self._targets = (crowded.service.target, calm.service.target)
         self._seconds: tuple[list[float], list[float]] = ([], [])
-        self._open: list[grpc.Future] = []
+        self._open: list[Any] = []  # calls, whose type is made at run time too
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
