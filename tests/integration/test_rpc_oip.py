@@ -33,6 +33,7 @@ from acclimate.oip import model_config_pb2
 from acclimate.v1 import inference_pb2
 from acclimate_service.domain.names import ModelName
 from acclimate_service.rpc import convert_oip, convert_predictions
+from acclimate_service.rpc import oip as oip_module
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 Output = pb.ModelInferRequest.InferRequestedOutputTensor
@@ -327,6 +328,38 @@ def test_statistics_of_a_model_that_is_not_there_are_refused(service: Service) -
     request = inference_pb2.ListVersionStatisticsRequest(parent="models/nobody")
     code, _ = refusal(lambda: service.inference.ListVersionStatistics(request, timeout=10))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+def test_an_index_lists_more_versions_than_it_could_and_refuses_what_it_cannot(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = served(service, "many")
+    for gain in range(3):
+        version(service.store, ModelName("many"), classifier(20 + gain))
+    index, request = oip(service).RepositoryIndex, pb.RepositoryIndexRequest()
+    everything = index(request, timeout=10).models
+    assert len({item.version for item in everything if item.name == "many"}) == 4
+    monkeypatch.setattr(oip_module, "INDEX_LIMIT", len(everything))
+    assert list(index(request, timeout=10).models) == list(everything)
+    monkeypatch.setattr(oip_module, "INDEX_LIMIT", len(everything) - 1)
+    code, info = refusal(lambda: index(request, timeout=10))
+    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_SPEC")
+    ready_now = index(pb.RepositoryIndexRequest(ready=True), timeout=10).models
+    assert ("many", answering) in {(item.name, item.version) for item in ready_now}
+    assert {item.state for item in ready_now} == {"READY"}
+
+
+def test_the_index_says_why_what_is_not_loaded_is_not(service: Service) -> None:
+    number = served(service, "asleep")
+    oip(service).RepositoryModelUnload(
+        pb.RepositoryModelUnloadRequest(model_name="asleep"), timeout=10
+    )
+    broken = version(service.store, model(service.store, "cracked"), b"no model")
+    refusal(lambda: service.inference.Predict(ask(str(broken), plain((1, 2, 3))), timeout=10))
+    listed = oip(service).RepositoryIndex(pb.RepositoryIndexRequest(), timeout=10).models
+    why = {(item.name, item.version): item.reason for item in listed}
+    assert "load it again" in why["asleep", number]
+    assert "no model that can be loaded" in why["cracked", broken.version]
 
 
 def states(service: Service, name: str) -> dict[str, str]:

@@ -10,10 +10,10 @@ from acclimate.oip import model_config_pb2 as config_pb
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import VersionName
 from acclimate_service.inference.handle import Handle
-from acclimate_service.inference.residents import ResidentVersion
 from acclimate_service.inference.sessions import INPUT, OUTPUTS
 from acclimate_service.inference.statistics import Duration, VersionStatistics
 from acclimate_service.rpc.convert_predictions import IMAGE_LIMIT
+from acclimate_service.rpc.whereabouts import Whereabouts
 
 PLATFORM: Final = "onnxruntime_onnx"
 LABELS_PARAMETER: Final = "labels"  # one a line, in the order of the outputs' elements
@@ -74,29 +74,17 @@ def _widths(version: ModelVersion) -> list[tuple[str, int]]:
     return [(name, -1 if name == "embeddings" else labels) for name in OUTPUTS]
 
 
-def index(
-    versions: Iterable[VersionName], resident: Iterable[ResidentVersion], *, ready: bool
-) -> pb.RepositoryIndexResponse:
-    """Write the state of *versions* on this server; only those that answer if *ready*."""
-    loaded = {item.version: item for item in resident}
+def index(versions: Iterable[VersionName], here: Whereabouts) -> pb.RepositoryIndexResponse:
+    """Write the state of *versions* on this server."""
     models = []
     for name in versions:
-        state, reason = _state(loaded.get(str(name)))
-        if state == "READY" or not ready:
-            models.append(
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=name.model, version=name.version, state=state, reason=reason
-                )
+        state, reason = here.of(name)
+        models.append(
+            pb.RepositoryIndexResponse.ModelIndex(
+                name=name.model, version=name.version, state=state, reason=reason
             )
+        )
     return pb.RepositoryIndexResponse(models=models)
-
-
-def _state(item: ResidentVersion | None) -> tuple[str, str]:
-    if item is None:
-        return "UNAVAILABLE", "not loaded; it is, when it is asked for or an alias moves to it"
-    if item.loading:
-        return "LOADING", ""
-    return ("UNLOADING", "its last requests end") if item.leaving else ("READY", "")
 
 
 def statistics(name: VersionName, counts: VersionStatistics) -> pb.ModelStatistics:

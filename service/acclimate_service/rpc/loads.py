@@ -93,6 +93,10 @@ class Loads:
         """Whether it would not load the last time."""
         return name in self._failures
 
+    def failures(self) -> dict[VersionName, str]:
+        """What would not load the last time, and why."""
+        return {name: str(failure.error) for name, failure in self._failures.items()}
+
     def forget(self, name: VersionName) -> None:
         """Forget that it would not load; it was deleted."""
         self._failures.pop(name, None)

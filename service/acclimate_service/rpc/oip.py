@@ -15,6 +15,7 @@ import grpc.aio
 
 from acclimate.oip import grpc_service_pb2 as pb
 from acclimate.oip import grpc_service_pb2_grpc as pb_grpc
+from acclimate_service.domain.access import Scope
 from acclimate_service.domain.errors import InvalidSpec, PermissionDenied, ServiceError
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import ModelName, VersionName, check_id
@@ -29,6 +30,7 @@ from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import deadline
 from acclimate_service.rpc.served import Served
 from acclimate_service.rpc.trials import Asked
+from acclimate_service.rpc.whereabouts import Whereabouts
 from acclimate_service.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,8 +44,7 @@ EXTENSIONS: Final = (
     "schedule_policy",
     "statistics",
 )
-INDEX_LIMIT: Final = 10_000  # versions an index lists
-PAGE: Final = 500
+INDEX_LIMIT: Final = 100_000  # versions that an index, which has no pages, can list
 
 
 class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
@@ -102,7 +103,9 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         with await self._served.hold(convert.target(request.name, request.version)) as handle:
-            names = await self._lane.run(self._versions, ModelName(request.name))
+            names = await self._lane.run(
+                self._store.registry.version_names, ModelName(request.name), limit=INDEX_LIMIT
+            )
             versions = [name.version for name in names]
             return convert_repository.metadata(request.name, handle.details, versions)
 
@@ -210,8 +213,10 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
         _only_repository(request.repository_name)
-        versions = await self._lane.run(self._all_versions)
-        return convert_repository.index(versions, self._served.pool.resident(), ready=request.ready)
+        within, here = caller().models, self._served.whereabouts()
+        if request.ready:  # what this server knows by itself, however much the store holds
+            return convert_repository.index(here.answering(within), here)
+        return await self._lane.run(self._index, within, here)
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
@@ -231,29 +236,15 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
         await self._served.unload(ModelName(check_id(request.model_name)))
         return pb.RepositoryModelUnloadResponse()
 
-    def _versions(self, model: ModelName) -> list[VersionName]:
-        """The names of the model's versions, newest first."""
-        names: list[VersionName] = []
-        token = ""
-        while len(names) < INDEX_LIMIT:
-            page = self._store.registry.list_versions(model, PAGE, token)
-            names += [item.name for item in page.items]
-            token = page.next_token
-            if not token:
-                break
-        return names
-
-    def _all_versions(self) -> list[VersionName]:
-        names: list[VersionName] = []
-        token = ""
-        while len(names) < INDEX_LIMIT:
-            page = self._store.registry.list_models(PAGE, token, within=caller().models)
-            for model in page.items:
-                names += self._versions(model.name)
-            token = page.next_token
-            if not token:
-                break
-        return names[:INDEX_LIMIT]
+    def _index(self, within: Scope, here: Whereabouts) -> pb.RepositoryIndexResponse:
+        names = self._store.registry.version_names(within=within, limit=INDEX_LIMIT + 1)
+        if len(names) > INDEX_LIMIT:
+            raise InvalidSpec(
+                f"there are more than {INDEX_LIMIT} versions, and an index has no pages; ask for "
+                "those that are ready, or call ListModels and ListModelVersions",
+                field="ready",
+            )
+        return convert_repository.index(names, here)
 
 
 def _only_repository(name: str) -> None:

@@ -44,6 +44,7 @@ from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.pointers import Pointers
 from acclimate_service.rpc.targets import target_of
 from acclimate_service.rpc.trials import Asked, Trials
+from acclimate_service.rpc.whereabouts import Whereabouts
 from acclimate_service.store import Store
 
 T = TypeVar("T")
@@ -138,6 +139,12 @@ class Served:
     def answers(self, name: str) -> bool:
         """See :meth:`Pointers.answers`."""
         return self._pointers.answers(name)
+
+    def whereabouts(self) -> Whereabouts:
+        """In which state each version is here."""
+        return Whereabouts.at(
+            self._pool.resident(), failed=self._loads.failures(), unloaded=self._pointers.unloaded
+        )
 
     # ── moving ───────────────────────────────────────────────────────────────
 

@@ -85,6 +85,12 @@ class Registry:
         """See :func:`~acclimate_service.store.versions.page`."""
         return self._database.read(versions.page, model, page_size, page_token)
 
+    def version_names(
+        self, model: ModelName | None = None, *, within: Scope = EVERYTHING, limit: int
+    ) -> list[VersionName]:
+        """See :func:`~acclimate_service.store.versions.names`."""
+        return self._database.read(versions.names, model, within, limit)
+
     def version_of_job(self, job: JobName) -> ModelVersion | None:
         """See :func:`~acclimate_service.store.versions.of_job`."""
         return self._database.read(versions.of_job, job)

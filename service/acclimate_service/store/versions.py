@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from acclimate_service.domain.access import Scope
 from acclimate_service.domain.errors import (
     NotFound,
     VersionInUse,
@@ -27,7 +28,7 @@ from acclimate_service.domain.rollout import RolloutState
 from acclimate_service.domain.stored import known
 from acclimate_service.store import audit, schema
 from acclimate_service.store.engine import Transaction, line
-from acclimate_service.store.pages import Page, page_limit, page_number
+from acclimate_service.store.pages import Page, in_scope, page_limit, page_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,19 @@ def page(tx: Transaction, model: ModelName, page_size: int, token: str) -> Page[
         next_token=str(rows[limit - 1].number) if len(rows) > limit else "",
         unreadable=tuple(unreadable),
     )
+
+
+def names(tx: Transaction, model: ModelName | None, within: Scope, limit: int) -> list[VersionName]:
+    """The names of at most *limit* versions of models *within* a scope, or of one of them.
+
+    By model, newest first.
+    """
+    table = schema.versions
+    query = sa.select(table.c.model, table.c.id).where(in_scope(table.c.model, within))
+    if model is not None:
+        query = query.where(table.c.model == model.model)
+    rows = tx.rows(query.order_by(table.c.model, table.c.number.desc()).limit(limit))
+    return [VersionName(row.model, row.id) for row in rows]
 
 
 def delete(tx: Transaction, name: VersionName) -> None:
