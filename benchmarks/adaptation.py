@@ -7,7 +7,8 @@
 
 Every method of a split sees the same files: the target's training and select images,
 the same source images to replay. Each runs in a process of its own and hands back
-weights, which are scored here on verify images that none of them was given. Records
+weights, which are scored here on verify images that none of them was given. So are AUTO's
+candidates on its way, each with the seconds until it stood. Records
 are appended as they come; --resume goes on where a run stopped.
 """
 
@@ -30,10 +31,10 @@ import torch
 from benchmarks.contest import pairs
 from benchmarks.contest.entrants import ENTRANTS, RIVALS_PYTHON, ROOT, EntrantFailed, run
 from benchmarks.contest.pairs import Pair
-from benchmarks.contest.record import Record, read_records
+from benchmarks.contest.record import Milestone, Record, read_records
 from benchmarks.contest.score import Scorer
 from benchmarks.contest.table import report
-from benchmarks.contest.task import ADAPTED_WEIGHTS, SOURCE_WEIGHTS, Task
+from benchmarks.contest.task import ADAPTED_WEIGHTS, SOURCE_WEIGHTS, Finished, Pictures, Task
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 HALF = (0.5, 0.5, 0.5)  # what its weights expect to be subtracted and divided by
@@ -117,6 +118,7 @@ def compete(
             if given.verbose:
                 print((folder / f"{method}.log").read_text(), file=sys.stderr)
             after = scorer.answers(folder / ADAPTED_WEIGHTS, *verify)
+            milestones = tuple(scored(one, scorer, folder, verify) for one in effort.finished)
         yield Record(
             pair=pair.name,
             per_class=per_class,
@@ -128,8 +130,27 @@ def compete(
             source=after[1],
             target_before=before[0],
             source_before=before[1],
-            **asdict(effort),
+            milestones=milestones,
+            seconds=effort.seconds,
+            cpu_seconds=effort.cpu_seconds,
+            peak_mib=effort.peak_mib,
+            detail=effort.detail,
+            versions=effort.versions,
         )
+
+
+def scored(
+    one: Finished, scorer: Scorer, folder: Path, verify: tuple[Pictures, Pictures]
+) -> Milestone:
+    """A candidate that a method had on its way, on verify images."""
+    target, source = scorer.answers(folder / one.weights, *verify)
+    return Milestone(
+        name=one.name,
+        seconds=one.seconds,
+        cpu_seconds=one.cpu_seconds,
+        target=target.accuracy,
+        source=source.accuracy,
+    )
 
 
 def revision() -> str:

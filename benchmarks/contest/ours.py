@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.contest.entry import State, enter
+from benchmarks.contest.entry import Adapted, OnTheWay, Reading, State, enter
 from benchmarks.contest.task import Pictures, Task
 from numpy.typing import NDArray
 
@@ -19,7 +19,7 @@ from acclimate_service.domain.model import Architecture, Preprocessing, WeightsS
 from acclimate_service.training import network as networks
 from acclimate_service.training import weights
 from acclimate_service.training.augment import GENTLE
-from acclimate_service.training.auto import adapt
+from acclimate_service.training.auto import NoCheckpoints, Summary, adapt
 from acclimate_service.training.cache import Cache
 from acclimate_service.training.candidate import Effort
 from acclimate_service.training.dataset import Stock, prepare
@@ -36,6 +36,7 @@ CACHE_BYTES = 2 * 2**30
 BOOTSTRAP = "bootstrap"  # the method that makes the source model
 NO_CACHE = "+no-cache"  # after a method: every activation computed again at each reading
 BOOTSTRAP_EPOCHS = 8
+BLEND = "-blend"  # ends the key under which the engine keeps a trial's chosen point
 
 
 class Files:
@@ -84,7 +85,21 @@ def told(kind: EventKind, message: str, _facts: Facts) -> None:
     print(f"{kind.value:9} {message}", file=sys.stderr, flush=True)
 
 
-def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
+class Milestones(NoCheckpoints):
+    """Notes when each trial's blend stood, which is when a job could have ended with it."""
+
+    def __init__(self) -> None:
+        self.passed: list[OnTheWay] = []
+
+    def save(self, key: str, summary: Summary, state: State) -> None:
+        """Note a blend, such as ``1-tail-blend``."""
+        if key.endswith(BLEND):
+            strategy = key.removesuffix(BLEND).partition("-")[2]
+            name = f"{strategy}@{summary['alpha']:g}"
+            self.passed.append(OnTheWay(name=name, state=state, at=Reading.now()))
+
+
+def adapted(task: Task, method: str, source: State) -> Adapted:
     """Adapt by AUTO, by a strategy as it is, or make the source model."""
     bootstrap = method == BOOTSTRAP
     device = choose_device(task.device, threads=task.threads)
@@ -101,6 +116,7 @@ def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
         stock = replace(stock, replay=None, source_select=None)
     elif method != "auto":
         return _tuned(network=network, stock=stock, trunk=trunk, run=run, task=task, method=method)
+    milestones = Milestones()
     outcome = adapt(
         network,
         stock=stock,
@@ -110,13 +126,18 @@ def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
         tolerance=Tolerance(),
         run=run,
         bootstrap=bootstrap,
+        checkpoints=milestones,
     )
-    return network.state_dict(), f"{outcome.trial.candidate.strategy}@{outcome.trial.blend.alpha:g}"
+    return Adapted(
+        state=network.state_dict(),
+        detail=f"{outcome.trial.candidate.strategy}@{outcome.trial.blend.alpha:g}",
+        finished=() if bootstrap else milestones.passed,
+    )
 
 
 def _tuned(
     *, network: Network, stock: Stock, trunk: Trunk, run: Run, task: Task, method: str
-) -> tuple[State, str]:
+) -> Adapted:
     """One strategy, its best epoch taken as it is: neither guard nor blend."""
     strategy = parse(method)
     effort = Effort(epochs=task.epochs, batch_size=task.batch)
@@ -127,7 +148,7 @@ def _tuned(
             network, probe, start={}, stock=stock, trunk=trunk, effort=effort, run=run
         ).state
     made = tune(network, strategy, start=start, stock=stock, trunk=trunk, effort=effort, run=run)
-    return network.state_dict(), f"epoch {made.best_epoch}"
+    return Adapted(state=network.state_dict(), detail=f"epoch {made.best_epoch}")
 
 
 if __name__ == "__main__":

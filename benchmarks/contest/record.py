@@ -24,10 +24,25 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Milestone:
+    """A candidate on the way: when it stood, and its accuracies on verify images.
+
+    Scored after the method had ended: that is in no count of seconds.
+    """
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    target: float
+    source: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One method on one split; *before* is the source model, whose digest is ``model``.
 
-    ``revision`` is of the code that ran, ``versions`` of the libraries.
+    ``revision`` is of the code that ran, ``versions`` of the libraries. ``milestones`` are
+    AUTO's candidates in order; records from before they were kept have none.
     """
 
     pair: str
@@ -45,6 +60,7 @@ class Record:
     peak_mib: int
     detail: str
     versions: Mapping[str, str]
+    milestones: tuple[Milestone, ...] = ()
 
     @property
     def key(self) -> tuple[str, int | None, int, str, str]:
@@ -79,6 +95,7 @@ def read_records(file: Path) -> dict[tuple[str, int | None, int, str, str], Reco
         found = json.loads(line)
         for name in ("target", "source", "target_before", "source_before"):
             found[name] = Answers(**{key: tuple(some) for key, some in found[name].items()})
+        found["milestones"] = tuple(Milestone(**one) for one in found.get("milestones", ()))
         record = Record(**found)
         records[record.key] = record
     return records

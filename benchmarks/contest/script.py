@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from benchmarks.contest.entry import State, enter, rate_of, timm_model
+from benchmarks.contest.entry import Adapted, State, enter, rate_of, timm_model
 from benchmarks.contest.task import Pictures, Task
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -63,14 +63,14 @@ def transforms(task: Task) -> tuple[Any, Any]:
     return v2.Compose([*view, *last]), v2.Compose([*centre, *last])
 
 
-def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
+def adapted(task: Task, method: str, source: State) -> Adapted:
     """Fine-tune by one of the two."""
     model = timm_model(task, source)
     if method.startswith("naive"):
         detail = naive(task, model, rate_of(method, NAIVE_RATE))
     else:
         detail = lpft(task, model, rate_of(method, LPFT_RATE))
-    return model.state_dict(), detail
+    return Adapted(state=model.state_dict(), detail=detail)
 
 
 def naive(task: Task, model: nn.Module, rate: float) -> str:

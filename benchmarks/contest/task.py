@@ -79,10 +79,24 @@ def read_task(folder: Path) -> Task:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A candidate that an entrant had on its way, and could have been left with.
+
+    The seconds count from where its effort's do; ``weights`` is a file beside the task.
+    """
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Effort:
     """What an entrant spent: wall and processor seconds after its imports, peak memory of all.
 
     ``detail`` is what it ended with, in its own words; ``versions`` are its libraries'.
+    ``finished`` are the candidates on the way there, in order, where it tells of any.
     """
 
     seconds: float
@@ -90,6 +104,7 @@ class Effort:
     peak_mib: int
     detail: str
     versions: dict[str, str]
+    finished: tuple[Finished, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Leave it beside the task."""
@@ -98,4 +113,6 @@ class Effort:
 
 def read_effort(folder: Path) -> Effort:
     """What an entrant left beside its task."""
-    return Effort(**json.loads((folder / "effort.json").read_text()))
+    found = json.loads((folder / "effort.json").read_text())
+    found["finished"] = tuple(Finished(**one) for one in found["finished"])
+    return Effort(**found)

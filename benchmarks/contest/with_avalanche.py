@@ -15,7 +15,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.training.plugins import LwFPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import LwF, Replay
-from benchmarks.contest.entry import State, enter, rate_of, timm_model
+from benchmarks.contest.entry import Adapted, State, enter, rate_of, timm_model
 from benchmarks.contest.script import Photos, keep_statistics, transforms
 from benchmarks.contest.task import Pictures, Task
 from torch import nn
@@ -33,7 +33,7 @@ class FrozenStatistics(SupervisedPlugin):  # type: ignore[misc]  # it ships no t
         keep_statistics(strategy.model)
 
 
-def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
+def adapted(task: Task, method: str, source: State) -> Adapted:
     """Train on the target as on a second experience."""
     name, frozen, _ = method.partition(FROZEN)
     rate = rate_of(method, RATE)
@@ -59,7 +59,7 @@ def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
         strategy = LwF(**given, alpha=1.0, temperature=2.0, train_mb_size=task.batch)
         plugin(strategy, LwFPlugin).lwf.post_adapt(strategy, before)
     strategy.train(now, num_workers=0)
-    return model.state_dict(), f"SGD {rate:g}"
+    return Adapted(state=model.state_dict(), detail=f"SGD {rate:g}")
 
 
 def dataset(task: Task, pictures: Pictures) -> Any:

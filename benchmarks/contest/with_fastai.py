@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from benchmarks.contest.entry import State, enter, seed_everything, timm_model
+from benchmarks.contest.entry import Adapted, State, enter, seed_everything, timm_model
 from benchmarks.contest.task import Task
 from fastai.vision.all import (
     CategoryBlock,
@@ -27,7 +27,7 @@ from fastai.vision.all import (
 )
 
 
-def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
+def adapted(task: Task, method: str, source: State) -> Adapted:
     """Call ``fine_tune`` for the task's epochs."""
     learner = Learner(
         loaders(task),
@@ -38,7 +38,7 @@ def adapted(task: Task, method: str, source: State) -> tuple[State, str]:
     )
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(task.epochs)
-    return learner.model.state_dict(), f"{method}({task.epochs})"
+    return Adapted(state=learner.model.state_dict(), detail=f"{method}({task.epochs})")
 
 
 def loaders(task: Task) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.contest import pairs, table
-from benchmarks.contest.record import Answers, Record, read_records
+from benchmarks.contest.ours import Milestones
+from benchmarks.contest.record import Answers, Milestone, Record, read_records
 from benchmarks.contest.shifts import SHIFTS, shifted
 from benchmarks.contest.task import Picture, Task, read_task
 from PIL import Image
@@ -28,6 +30,8 @@ def record(
     source: Sequence[int] = (1, 1, 1, 1),
     names: str = "abcdefghij",
     detail: str = "",
+    milestones: Sequence[Milestone] = (),
+    cpu_seconds: float = 1.0,
 ) -> Record:
     return Record(
         pair="a → b",
@@ -41,10 +45,17 @@ def record(
         target_before=answers([0] * len(target), names),
         source_before=answers([1, 1, 1, 1]),
         seconds=2.0,
-        cpu_seconds=1.0,
+        cpu_seconds=cpu_seconds,
         peak_mib=100,
         detail=detail,
         versions={},
+        milestones=tuple(milestones),
+    )
+
+
+def milestone(name: str, cpu_seconds: float, *, target: float, source: float = 1.0) -> Milestone:
+    return Milestone(
+        name=name, seconds=2 * cpu_seconds, cpu_seconds=cpu_seconds, target=target, source=source
     )
 
 
@@ -166,6 +177,53 @@ def test_a_record_survives_its_file_and_a_later_one_replaces_it(tmp_path: Path) 
     assert read_records(tmp_path / "nothing.jsonl") == {}
 
 
+def test_milestones_survive_the_file_and_a_record_from_before_them_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    new = record("auto", [1, 1], milestones=[milestone("head@1", 3.0, target=0.5)])
+    new.append(file)
+    old = json.loads(file.read_text()) | {"method": "head"}
+    del old["milestones"]
+    file.write_text(file.read_text() + json.dumps(old) + "\n")
+    known = list(read_records(file).values())
+    assert known[0] == new
+    assert known[1].milestones == ()
+
+
+def row_of_contests(records: Sequence[Record]) -> list[str]:
+    return [cell.strip() for cell in table.contests(records).splitlines()[-1].split("|")]
+
+
+def test_the_seconds_that_count_are_those_of_the_first_candidate_as_accurate_as_fastai() -> None:
+    fastai = [record("fastai", [1, 1, 0, 0], cpu_seconds=20.0)]
+    way = [
+        milestone("head@1", 2.0, target=0.25),
+        milestone("tail@1", 5.0, target=0.5),
+        milestone("tail+held@1", 9.0, target=0.75),
+    ]
+    row = row_of_contests([record("auto", [1, 1, 1, 0], milestones=way), *fastai])
+    assert row[8:10] == ["10 s (5 CPU s), tail@1", "0.2 (4.0)"]
+    costly = [milestone("head@1", 2.0, target=0.5, source=0.97)]
+    row = row_of_contests([record("auto", [1, 1, 1, 0], milestones=costly), *fastai])
+    assert row[8] == "4 s (2 CPU s), head@1, source -3.0"
+
+
+def test_accuracy_that_no_candidate_reached_is_said_and_no_time_is_made_of_it() -> None:
+    fastai = [record("fastai", [1, 1, 1, 1])]
+    way = [milestone("head@1", 2.0, target=0.5)]
+    row = row_of_contests([record("auto", [1, 1, 0, 0], milestones=way), *fastai])
+    assert row[8:10] == ["not reached in seed 0", ""]
+    assert row_of_contests([record("auto", [1, 1, 0, 0]), *fastai])[8:10] == ["", ""]
+
+
+def test_the_candidates_on_the_way_are_the_blends_that_the_engine_kept() -> None:
+    milestones = Milestones()
+    milestones.save("0-head-candidate", {}, {})
+    milestones.save("0-head-blend", {"alpha": 1.0}, {})
+    milestones.save("2-tail+held-blend", {"alpha": 0.9}, {})
+    assert [one.name for one in milestones.passed] == ["head@1", "tail+held@0.9"]
+    assert milestones.passed[0].at.cpu <= milestones.passed[1].at.cpu
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_on_two_small_folders_is_scored_and_goes_on_where_it_stopped(
@@ -184,4 +242,8 @@ def test_a_run_on_two_small_folders_is_scored_and_goes_on_where_it_stopped(
     then = read_records(tmp_path / "models" / adaptation.RECORDS)
     assert [key[3] for key in then] == ["auto", "naive", "lpft"]
     assert [then[key] for key in first] == list(first.values())
+    (auto, naive) = first.values()
+    assert auto.milestones[0].name.startswith("head@")
+    assert 0 < auto.milestones[0].cpu_seconds < auto.cpu_seconds
+    assert naive.milestones == ()
     assert "| source → target | 3 |" in capsys.readouterr().out
