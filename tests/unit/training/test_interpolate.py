@@ -62,6 +62,13 @@ def test_a_step_back_is_taken_where_the_end_forgets():
     assert "likely to stay within the limit" in reason
 
 
+@pytest.mark.parametrize(("drop", "taken"), [(0.012, 1.0), (0.016, 0.5)])
+def test_a_drop_that_is_likelier_to_pass_than_it_looks_counts_in_full(drop, taken):
+    curve = [point(0.0, gain=0), point(0.5, gain=0.08), point(1.0, gain=0.1, drop=drop)]
+    assert Tolerance().chance(curve[-1].source) < 0.5
+    assert choose(curve, Tolerance())[0] == taken
+
+
 def test_equal_points_go_to_the_smaller_step():
     curve = [point(0.0, gain=0), point(0.5, gain=0.1), point(1.0, gain=0.101)]
     assert choose(curve, Tolerance())[0] == 0.5
@@ -176,7 +183,7 @@ def test_shorter_steps_are_measured_where_no_image_tells_the_last_ones_apart():
 
 
 def test_shorter_steps_are_measured_where_the_longest_forgets():
-    curve = [point(0.0, gain=0), *(point(a, gain=a - 0.7, drop=0.012) for a in (0.8, 1.0))]
+    curve = [point(0.0, gain=0), *(point(a, gain=a - 0.7, drop=0.0145) for a in (0.8, 1.0))]
     assert merit(curve[1], Tolerance()) < merit(curve[2], Tolerance()) - 0.01
     assert not past_the_best(curve, Tolerance())
 
