@@ -351,6 +351,13 @@ def test_health_and_predictions_wait_behind_no_other_calls_and_the_rest_shares_o
     assert names.count("_request_registered_call") == len(APART)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "code", "held"),
+    [
+        (True, grpc.StatusCode.UNAUTHENTICATED, ["ipv4:127.0.0.1"]),
+        (False, grpc.StatusCode.NOT_FOUND, []),
+    ],
+)
 def test_only_who_is_refused_at_the_door_is_slowed_down(
     tokens: bool,
     code: grpc.StatusCode,
