@@ -328,6 +328,7 @@ def version(
     *,
     halves: tuple[bytes, bytes] | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
+    verdict: bytes | None = None,
 ) -> VersionName:
     """The next version of *model*, made by a job as a worker makes it; in two *halves*, too."""
     onnx_digest = store.blobs.put(content)
@@ -346,6 +347,7 @@ def version(
             trunk_bytes=len(halves[0]),
             tail_bytes=len(halves[1]),
         ),
+        verdict=None if verdict is None else store.blobs.put(verdict),
     )
     draft = JobDraft(
         kind=JobKind.REGISTER,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -465,6 +466,20 @@ def test_an_export_is_the_files_to_the_byte(service: Service) -> None:
     assert set(files) == {"model.onnx", "weights.safetensors", "manifest.json"}
     assert files["model.onnx"] == content
     assert digests == {file: sha256(whole) for file, whole in files.items()}
+
+
+def test_an_exported_manifest_has_the_whole_verdict_of_which_rows_keep_what_decides(
+    service: Service,
+) -> None:
+    whole = {"decision": "ACCEPT", "measurements": {"sets": [{"classes": [1, 2, 3]}]}}
+    name = model(service.store, "judged")
+    made = version(service.store, name, classifier(3), verdict=json.dumps(whole).encode())
+    assert service.store.registry.get_version(made).manifest.verdict != whole
+    sent = registry_pb2.ExportModelVersionRequest(name=str(made))
+    parts = list(service.registry.ExportModelVersion(sent, timeout=30))
+    manifest = b"".join(part.chunk for part in parts if part.file == "manifest.json")
+    assert json.loads(manifest)["verdict"] == whole
+    assert parts[-1].sha256 == sha256(manifest)
 
 
 def test_a_version_in_use_is_not_deleted_and_another_is(service: Service) -> None:

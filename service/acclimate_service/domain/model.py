@@ -135,7 +135,8 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     ``onnx`` is the file that was judged as the version, in fp32. ``variants`` holds what
     the guard accepted beside it, and nothing else. ``parts`` is None for a version that is
-    served whole.
+    served whole. ``verdict`` is the whole verdict as JSON, of which the manifest has what
+    decides; None where nobody judged, and where the manifest itself has the whole.
     """
 
     onnx: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
@@ -144,13 +145,15 @@ class Artifacts(pydantic.BaseModel, frozen=True, extra="forbid"):
     weights_bytes: int = pydantic.Field(gt=0)
     variants: dict[Reduced, Variant] = {}
     parts: Parts | None = None
+    verdict: str | None = pydantic.Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Every file that the version names."""
         parts = () if self.parts is None else (self.parts.trunk, self.parts.tail)
         variants = (one.onnx for one in self.variants.values())
-        return (self.onnx, self.weights, *parts, *variants)
+        verdict = () if self.verdict is None else (self.verdict,)
+        return (self.onnx, self.weights, *parts, *variants, *verdict)
 
     def served_as(self, wanted: Precision) -> tuple[Precision, str]:
         """What a server that prefers *wanted* loads: its precision and its digest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -133,7 +134,11 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             async for chunk in blob_chunks(self._store.blobs, digest, lane=self._files):
                 yield pb.ExportModelVersionResponse(file=file, chunk=chunk)
             yield pb.ExportModelVersionResponse(file=file, sha256=digest)
-        manifest = version.manifest.model_dump_json(indent=2).encode()
+        told = version.manifest
+        if files.verdict is not None:
+            whole = await self._files.run(self._store.blobs.get, files.verdict)
+            told = told.model_copy(update={"verdict": json.loads(whole)})
+        manifest = told.model_dump_json(indent=2).encode()
         yield pb.ExportModelVersionResponse(
             file="manifest.json", chunk=manifest, sha256=hashlib.sha256(manifest).hexdigest()
         )

@@ -26,9 +26,14 @@ def conclude(job: Job, story: Story, result: Result) -> None:
         LeaseLost: the job is no longer ours; nothing was written.
     """
     created_at = dt.datetime.now(dt.UTC)
+    blobs, verdict = story.store.blobs, result.judged.verdict
+    whole = None
+    if verdict is not None:
+        told_in_full = json.dumps(verdict.to_json(), allow_nan=False).encode()
+        whole = story.patiently(lambda: blobs.put(told_in_full))
 
     def manifest_as(name: VersionName) -> Manifest:
-        outcome, verdict = result.outcome, result.judged.verdict
+        outcome = result.outcome
         return manifest(
             result.candidate,
             name=name,
@@ -41,7 +46,8 @@ def conclude(job: Job, story: Story, result: Result) -> None:
             blend=1.0 if outcome is None else outcome.trial.blend.alpha,
             seed=job.draft.spec.seed,
             domains=dict(result.digests),
-            verdict=None if verdict is None else verdict.to_json(),
+            verdict=verdict,
+            whole=whole,
         )
 
     summary = _summary(job, story, result)
@@ -51,7 +57,6 @@ def conclude(job: Job, story: Story, result: Result) -> None:
         summary["manifest"] = manifest_as(unnamed).model_dump(mode="json")
     version = NewVersion(parent=result.parent, origin=result.origin, manifest=manifest_as)
     told = document(job, story, result, summary)
-    blobs = story.store.blobs
     promote_to = job.draft.spec.promote_to
     story.patiently(
         lambda: story.store.jobs.finish(
@@ -99,12 +104,8 @@ def _summary(job: Job, story: Story, result: Result) -> dict[str, pydantic.JsonV
     if result.screened is not None:
         summary["screening"] = result.screened.to_json()
     if judged.verdict is not None:
-        summary["verdict"] = {
-            "decision": judged.verdict.decision.value,
-            "summary": judged.verdict.summary,
-            "needed": judged.verdict.needed,
-            "checks": [check.to_json() for check in judged.verdict.checks],
-        }
+        brief = judged.verdict.brief()
+        summary["verdict"] = {key: value for key, value in brief.items() if key != "measurements"}
     if result.variants:
         summary["variants"] = [tried.summary() for tried in result.variants]
     if outcome is not None:

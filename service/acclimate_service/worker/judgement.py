@@ -235,7 +235,7 @@ def _told(story: Story, verdict: Verdict, look: Look) -> Verdict:
     if look.same_as is not None:
         known = {**verdict.measurements, "same_as": str(look.same_as)}
         verdict = replace(verdict, measurements=known)
-    story.tell(EventKind.VERDICT, verdict.summary, verdict.to_json())
+    story.tell(EventKind.VERDICT, verdict.summary, verdict.brief())
     return verdict
 
 

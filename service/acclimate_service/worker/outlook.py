@@ -60,7 +60,7 @@ def tell_creep(
         source = domain == job.draft.source
         limits = policy.creep("source" if source else "earlier")
         step = policy.source_drop_limit if source else policy.earlier_drop_limit
-        lost = _observed(incumbent, "source creep" if source else f"earlier {domain} creep")
+        lost = _crept(incumbent, None if source else domain)
         if limits is not None and lost is not None and lost + step > limits[0]:
             room = points(max(0.0, limits[0] - lost))
             near.append(f"{domain} ({points(lost)} lost since {version}, {room} left)")
@@ -73,14 +73,18 @@ def tell_creep(
         )
 
 
-def _observed(manifest: Manifest, name: str) -> float | None:
-    """What a check of a version's verdict observed; None if there was no such check."""
-    found = manifest.verdict.get("checks")
-    for check in found if isinstance(found, list) else ():
-        if isinstance(check, dict) and check.get("name") == name:
-            observed = check.get("observed")
-            return observed if isinstance(observed, float) else None
-    return None
+def _crept(manifest: Manifest, domain: DomainName | None) -> float | None:
+    """What a version's verdict says was lost of the source, or of a *domain*, since its standard.
+
+    None if that was not asked.
+    """
+    checks, rows = manifest.verdict.get("checks"), manifest.verdict.get("earlier")
+    name = "source creep" if domain is None else f"earlier {domain} creep"
+    found = [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+    told = [check.get("observed") for check in found if check.get("name") == name]
+    if isinstance(rows, dict) and isinstance(row := rows.get(str(domain)), dict):
+        told.append(row.get("creep"))
+    return next((lost for lost in told if isinstance(lost, float)), None)
 
 
 def at_best(

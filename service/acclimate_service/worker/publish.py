@@ -22,6 +22,7 @@ from acclimate_service.domain.model import (
     manifest_format,
 )
 from acclimate_service.domain.names import JobName, VersionName
+from acclimate_service.domain.verdict import Verdict
 from acclimate_service.imaging import prepare
 from acclimate_service.store import Checkpoint, Store
 from acclimate_service.training import weights
@@ -151,9 +152,10 @@ def manifest(
     blend: float = 1.0,
     seed: int = 0,
     domains: dict[str, str] | None = None,
-    verdict: dict[str, pydantic.JsonValue] | None = None,
+    verdict: Verdict | None = None,
+    whole: str | None = None,
 ) -> Manifest:
-    """The manifest of *candidate* as the version *name*."""
+    """The manifest of *candidate* as the version *name*; the *whole* verdict is a file's digest."""
     return Manifest(
         format=manifest_format(candidate.preprocessing),
         version=str(name),
@@ -163,13 +165,13 @@ def manifest(
         architecture=candidate.architecture,
         preprocessing=candidate.preprocessing,
         labels=candidate.labels,
-        artifacts=candidate.artifacts,
+        artifacts=candidate.artifacts.model_copy(update={"verdict": whole}),
         stages_trained=tuple(stages_trained),
         strategy=strategy,
         blend=blend,
         seed=seed,
         domains=domains or {},
-        verdict=verdict or {},
+        verdict={} if verdict is None else verdict.brief(),
         libraries=libraries(),
         created_at=created_at,
     )

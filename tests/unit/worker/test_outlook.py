@@ -126,6 +126,20 @@ def test_what_a_chain_may_still_lose_is_told_before_it_trains() -> None:
     assert "0.0 points left" in told_of_creep(0.08)
 
 
+def test_what_is_lost_of_one_of_many_domains_is_told_from_its_row() -> None:
+    rows = {"domains/amazon": {"creep": 0.045}, "domains/webcam": {"creep": 0.001}}
+    verdict = {"checks": [{"name": "source creep", "observed": 0.0}], "earlier": rows}
+    incumbent = SimpleNamespace(version="models/desk/versions/3", verdict=verdict)
+    job = replace(job_for(), draft=replace(job_for().draft, source=DomainName("yard"), target=None))
+    first = VersionName("desk", "1")
+    story = Told()
+    standards = {DomainName("yard"): first, AMAZON: first, WEBCAM: first}
+    tell_creep(cast(Story, story), job, cast(Manifest, incumbent), standards)
+    (said,) = story.messages
+    assert "domains/amazon (4.5 points lost since models/desk/versions/1, 0.5 points left)" in said
+    assert "webcam" not in said
+
+
 def test_a_chain_that_may_lose_another_step_is_not_warned_of() -> None:
     assert told_of_creep(0.015) == told_of_creep(None) == ""
     assert told_of_creep(0.025, margin=0.05) == ""

@@ -44,7 +44,12 @@ def render(verdict: Mapping[str, Any]) -> RenderableType:
             words(_decided_by(check)),
             *(str(check.get(key) or "–") for key in ("n", "lost", "gained")),
         )
-    return Group(head, table)
+    shown = {word for check in checks for word in str(check.get("name", "")).split()}
+    kept = sum(domain not in shown for domain in verdict.get("earlier") or ())
+    if not kept:
+        return Group(head, table)
+    told = f"and {kept} domains accepted earlier, which it keeps; the report has them all"
+    return Group(head, table, Text(told, style="dim"))
 
 
 def _decided_by(check: Mapping[str, Any]) -> str:

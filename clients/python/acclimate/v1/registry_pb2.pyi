@@ -501,7 +501,7 @@ class ModelVersion(_message.Message):
     onnx_bytes: _builtins.int
     @_builtins.property
     def manifest(self) -> _struct_pb2.Struct:
-        """The whole manifest.json, verdict included."""
+        """The manifest.json; of its verdict what decides. An exported one has the whole."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
