@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate_service.domain.drift import FEWEST, ROWS, Drift, Features, drift
+from acclimate_service.domain.drift import FEWEST, ROWS, Drift, Features, drift, sketch
 from acclimate_service.domain.examples import Example, Split
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import DomainName, ModelName
@@ -28,6 +28,7 @@ from acclimate_service.store import Store
 EVERY = 8  # requests, of which one is remembered
 KEPT = 256  # images of each version
 VERSIONS = 32  # remembered at once
+REFERENCES = 160 * 2**20  # bytes of what they are compared with: of 1,250 domains
 TOGETHER = 16  # reference images of one run
 OUTPUT = "embeddings"
 
@@ -47,6 +48,7 @@ class Drifts:
         self._referring = asyncio.Lock()
         self._seen: OrderedDict[str, deque[NDArray[np.float32]]] = OrderedDict()
         self._known: OrderedDict[tuple[str, DomainName], Features] = OrderedDict()
+        self._referred = 0  # bytes of all of them
 
     def outputs(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """The outputs to compute for the next request: those *asked*, now and then one more."""
@@ -82,7 +84,7 @@ class Drifts:
         async with self._referring:
             known = {str(one): await self._reference(handle, one) for one in domains}
         live = np.array(self._seen.get(handle.version, ()))
-        return await self._lane.run(drift, live, known)
+        return await self._lane.run(lambda: drift(sketch(live) if len(live) else live, known))
 
     def _domains(self, version: ModelVersion) -> list[DomainName]:
         """The model's source, and every domain that a version of its lineage was made for."""
@@ -95,9 +97,12 @@ class Drifts:
         key = (handle.version, domain)
         if key not in self._known:
             examples = await self._lane.run(self._examples, domain)
-            self._known[key] = await self._features(handle, examples)
-            while len(self._known) > 4 * VERSIONS:
-                self._known.popitem(last=False)
+            rows = await self._features(handle, examples)
+            found = self._known[key] = await self._lane.run(sketch, rows) if len(rows) else rows
+            self._referred += found.nbytes
+            while self._referred > REFERENCES and len(self._known) > 1:
+                self._referred -= self._known.popitem(last=False)[1].nbytes
+        self._known.move_to_end(key)
         return self._known[key]
 
     def _examples(self, domain: DomainName) -> list[Example]:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from acclimate_service.domain import drift as drift_module
-from acclimate_service.domain.drift import FEWEST, LEVEL, PERMUTATIONS, drift
+from acclimate_service.domain.drift import FEWEST, LEVEL, PERMUTATIONS, drift, sketch
 
 WIDTH = 32
 
@@ -80,6 +80,43 @@ def test_a_hundred_domains_cost_a_hundred_times_as_much_as_one(
     assert found.due
     assert all(one.unlike for one in found.domains)
     assert asked == [PERMUTATIONS] * 100
+
+
+def test_one_that_is_far_is_told_from_a_hundred_and_fifty_that_are_like() -> None:
+    rng = np.random.default_rng(11)
+    known = {f"near-{number}": cluster(rng, 64) for number in range(150)}
+    known["far"] = cluster(rng, 64, shift=1.5)
+    found = drift(cluster(rng, 64), known)
+    assert {one.domain for one in found.domains if one.unlike} == {"far"}
+    assert next(one.p for one in found.domains if one.domain == "far") < LEVEL / 151
+
+
+def test_a_p_value_below_what_permutations_count_is_as_small_as_it_should_be() -> None:
+    """Where one of 1,000 permutations comes, it is read from 1,999 of which two came so far."""
+    rng = np.random.default_rng(12)
+    ratios = []
+    for _ in range(3):
+        both = [cluster(rng, 48), cluster(rng, 48)]
+        permuted = drift_module._permuted(np.concatenate(both), 48, rng, 30_000)[1:]
+        rare = float(np.quantile(permuted, 1 - 1e-3))
+        read = [drift_module._chance(rare, rng.choice(permuted, 1999)) for _ in range(20)]
+        ratios.append(float(np.median(read)) / 1e-3)
+    assert 0.5 < min(ratios) <= max(ratios) < 2
+
+
+def test_a_sketch_is_small_and_as_far_from_others_as_what_it_is_of() -> None:
+    rng = np.random.default_rng(13)
+    wide = np.abs(rng.normal(size=(256, 1280))) * np.linspace(2.0, 0.1, 1280)
+    wide[128:, :320] += 0.3
+    whole = drift(wide[:128], {"a": wide[128:]}).domains[0].distance
+    small = sketch(wide)
+    assert small.shape == (256, drift_module.WIDTH)
+    assert small.nbytes == 256 * drift_module.WIDTH * 2
+    assert drift(small[:128], {"a": small[128:]}).domains[0].distance == pytest.approx(
+        whole, rel=0.25
+    )
+    narrow = cluster(rng, 64)
+    assert sketch(narrow).shape == narrow.shape
 
 
 def test_domains_that_are_unlike_are_told_from_many_that_are_like() -> None:
