@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -89,6 +90,9 @@ async def _serve(settings: ServeSettings) -> int:
     check_variant(settings)
     execution = _execution(settings)
     probe(execution)
+    most = budget(settings, execution)
+    if execution.provider != "cpu":
+        execution = replace(execution, most_bytes=most)
     batcher = Batcher(
         threads=execution.threads,
         room=settings.queue,
@@ -96,7 +100,7 @@ async def _serve(settings: ServeSettings) -> int:
     )
     pool: Pool[ModelVersion] = Pool(
         batcher,
-        budget=budget(settings, execution),
+        budget=most,
         # Threads that a session makes have the priority of the one that loads it.
         nice=LOADER_NICE if execution.intra_op == 1 else 0,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from tests.integration.rpc_server import Service, fresh_store, running
 
 from acclimate_service.rpc.server import Limits
+from acclimate_service.store import Store
 
 
 @pytest.fixture(scope="module", autouse=True)  # not longer: other folders' tests read the log
@@ -18,6 +20,14 @@ def quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store of a test's own."""
+    store = fresh_store(tmp_path)
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from tests.integration.rpc_server import (
     Service,
     classifier,
     domain,
-    fresh_store,
     model,
     plain,
     promote,
@@ -27,13 +25,6 @@ from acclimate_service.domain.drift import FEWEST
 from acclimate_service.rpc.drifts import EVERY, KEPT
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = fresh_store(tmp_path)
-    yield store
-    store.close()
 
 
 @pytest.fixture

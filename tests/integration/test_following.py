@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from tests.integration.rpc_server import (
     Service,
     ask,
     classifier,
-    fresh_store,
     model,
     plain,
     promote,
@@ -29,21 +29,15 @@ from acclimate.v1 import inference_pb2_grpc, rollout_pb2, rollout_pb2_grpc
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, TokenName, VersionName
+from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.residents import Loaded
-from acclimate_service.rpc import following, moves
+from acclimate_service.rpc import following, loads, moves
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store
 
 RED = plain((250, 0, 0))
 QUICK = Limits(poll_seconds=0.05)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = fresh_store(tmp_path)
-    yield store
-    store.close()
 
 
 @pytest.fixture
@@ -330,3 +324,36 @@ def test_whoever_asks_for_an_alias_that_never_loaded_is_told_why_and_the_file_is
     assert opened == [str(made)]
     told = service.oip.ModelReady(oip_pb.ModelReadyRequest(name="ill"), timeout=10)
     assert not told.ready
+
+
+def test_a_version_that_memory_runs_out_for_leaves_the_old_one_serving_and_is_tried_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU's runs out: the graph is sound, and its first run is refused the memory."""
+    monkeypatch.setattr(loads, "RETRY_SECONDS", 0.1)
+    name = model(service.store, "wide")
+    first, second = (version(service.store, name, classifier(gain)) for gain in (1, 2))
+    promote(service, name, first)
+    full, usual = threading.Event(), Classifier._through
+    full.set()
+
+    def through(self: Classifier, names: list[str], images: Any) -> Any:
+        if full.is_set():
+            raise RuntimeException(
+                "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned "
+                "while running Conv node. Failed to allocate memory for requested buffer"
+            )
+        return usual(self, names, images)
+
+    served = service.server.served.pool.acquire(str(first))
+    monkeypatch.setattr(served.classifier, "_through", partial(usual, served.classifier))
+    monkeypatch.setattr(Classifier, "_through", through)
+    code, info = refusal(lambda: promote(service, name, second))
+    assert (code, info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    service.store.registry.set_alias(AliasName("wide", "production"), second)
+    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 2)
+    assert served_by(service, name) == str(first)
+    assert service.health(str(name)) == "SERVING"
+    full.clear()
+    until(lambda: served_by(service, name) == str(second))
+    served.release()

@@ -6,7 +6,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -64,13 +63,6 @@ def cameras(store: Store) -> dict[str, VersionName]:
 def ready(service: Service) -> set[str]:
     index = service.oip.RepositoryIndex(oip.RepositoryIndexRequest(ready=True), timeout=10)
     return {entry.name for entry in index.models}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    found = fresh_store(tmp_path)
-    yield found
-    found.close()
 
 
 def test_more_models_are_promoted_and_answered_than_there_is_memory_for(store: Store) -> None:

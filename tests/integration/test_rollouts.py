@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from tests.integration.rpc_server import (
     Service,
     ask,
     classifier,
-    fresh_store,
     model,
     plain,
     promote,
@@ -38,13 +36,6 @@ from acclimate_service.store import Store
 
 RED, BLUE = plain((250, 0, 0)), plain((0, 0, 250))
 QUICK = Limits(poll_seconds=0.05)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = fresh_store(tmp_path)
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from acclimate_service.inference.sessions import (
     Sessions,
     hold_input_to_contract,
     hold_outputs_to_contract,
+    unloadable,
 )
 
 Pixels = NDArray[np.uint8]
@@ -102,16 +103,15 @@ class Classifier:
         """Run grey images in each batch size, so that no request meets a first time.
 
         Raises:
+            Overloaded: there is not enough memory for it.
             VersionUnloadable: the graph fails, or its answers are no probabilities.
         """
         for batch in batches:
             images = self._grey(batch)
             try:
                 answers = self.run(images, OUTPUTS)
-            except FAILURES as error:
-                raise VersionUnloadable(f"the version fails on a batch of {batch}: {error}") from (
-                    error
-                )
+            except (*FAILURES, MemoryError) as error:
+                raise unloadable(f"the version fails on a batch of {batch}", error) from error
             probabilities, logits, embeddings = (answers[name] for name in OUTPUTS)
             shapes = probabilities.shape, logits.shape, embeddings.shape[:1]
             wanted = (batch, self.labels), (batch, self.labels), (batch,)

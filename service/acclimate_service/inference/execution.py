@@ -20,7 +20,8 @@ class Execution:
     0 for all of a call: one by one is fastest on a CPU (bigger batches leave its
     caches), needs the least memory, and makes an image's answer the same to the bit
     whatever came beside it. ``sizes`` are the only batches that a graph on a GPU ever
-    sees, rising to ``chunk``: what is smaller is padded to the next.
+    sees, rising to ``chunk``: what is smaller is padded to the next. ``most_bytes`` is what
+    one session may take of a GPU's memory, 0 for as much as there is.
     """
 
     provider: Provider = "cpu"
@@ -29,6 +30,7 @@ class Execution:
     intra_op: int = 1
     chunk: int = 1
     sizes: tuple[int, ...] = ()
+    most_bytes: int = 0
 
     @classmethod
     def for_throughput(cls, cores: int) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -17,7 +18,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from acclimate_service.domain.errors import (
     BlobCorrupt,
+    Overloaded,
     ProviderUnavailable,
+    ServiceError,
     VersionUnloadable,
 )
 from acclimate_service.inference.execution import Execution
@@ -48,6 +51,13 @@ FAILURES = (
     RuntimeError,
     ValueError,
 )
+# How onnxruntime, CUDA and its libraries say that memory ran out: there is no type for it.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|Failed to allocate memory|bad_alloc|ALLOC_FAILED"
+    r"|Available memory of \d+ is smaller than requested",
+    re.IGNORECASE,
+)
+MEMORY_SETTINGS = "ACCLIMATE_RESIDENT_MIB, ACCLIMATE_GPU_MEMORY_SHARE"
 
 
 class Sessions:
@@ -69,6 +79,7 @@ class Sessions:
 
         Raises:
             BlobCorrupt: the bytes are others.
+            Overloaded: there is not enough memory for it.
             ProviderUnavailable: onnxruntime has fallen back from the provider asked for.
             VersionUnloadable: it is not a model.
         """
@@ -105,8 +116,8 @@ def _session(onnx: bytes, execution: Execution, shares: bool) -> ort.InferenceSe
         session = ort.InferenceSession(
             onnx, sess_options=_options(execution, shares), providers=_providers(execution)
         )
-    except FAILURES as error:
-        raise VersionUnloadable(f"the version is no model that can be loaded: {error}") from error
+    except (*FAILURES, MemoryError) as error:
+        raise unloadable("the version is no model that can be loaded", error) from error
     present = session.get_providers()
     if _PROVIDERS[execution.provider] not in present:
         raise ProviderUnavailable(
@@ -120,6 +131,16 @@ def _session(onnx: bytes, execution: Execution, shares: bool) -> ort.InferenceSe
     session.disable_fallback()
     session._model_bytes = None  # noqa: SLF001
     return session
+
+
+def unloadable(what: str, error: BaseException) -> ServiceError:
+    """What to raise where a session was not made or not warmed, for *error*.
+
+    Memory that ran out is nobody's fault: with less beside it, the same version may load.
+    """
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return Overloaded(f"the memory that a session may take ({MEMORY_SETTINGS})", retry_after=30)
+    return VersionUnloadable(f"{what}: {error}")
 
 
 @functools.cache
@@ -162,6 +183,10 @@ def _providers(execution: Execution) -> list[tuple[str, dict[str, Any]]]:
     # onnxruntime's search among all of cuDNN's convolutions, by their time in this moment:
     # it takes seconds for each size of batch, and finds others the next time.
     ways = {"device_id": execution.device, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+    if execution.most_bytes:
+        # Taken as it is asked for: by default onnxruntime doubles, and would take what is over.
+        ways |= {"gpu_mem_limit": execution.most_bytes}
+        ways |= {"arena_extend_strategy": "kSameAsRequested"}
     cuda = (_PROVIDERS["cuda"], ways)
     if execution.provider == "cuda":
         return [cuda, cpu]

@@ -19,6 +19,7 @@ import pydantic
 import torch
 
 from acclimate_service.domain.errors import (
+    Overloaded,
     ProviderUnavailable,
     VariantUnsuitable,
     VersionUnloadable,
@@ -254,7 +255,7 @@ def try_variants(bench: Bench, asked: Sequence[Reduced]) -> tuple[TriedVariant, 
         try:
             content, execution = bench.make(precision)
             classifier = bench.open(content, execution, precision)
-        except (ProviderUnavailable, VariantUnsuitable, VersionUnloadable) as error:
+        except (Overloaded, ProviderUnavailable, VariantUnsuitable, VersionUnloadable) as error:
             found = TriedVariant(precision=precision, problem=str(error))
         else:
             found = bench.weigh(precision, content, classifier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,9 +16,11 @@ from onnx import TensorProto
 from acclimate_service.domain.errors import (
     BlobCorrupt,
     InputMismatch,
+    Overloaded,
     ProviderUnavailable,
     VersionUnloadable,
 )
+from acclimate_service.inference import sessions
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.sessions import OUTPUTS, Sessions
@@ -205,3 +208,27 @@ def test_an_absent_provider_is_an_error_and_not_a_slower_answer(
             execution=Execution(provider=provider),  # type: ignore[arg-type]
         )
     assert refused.value.metadata["provider"] == provider
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to allocate memory for requested buffer of size 411041792",
+        "Available memory of 1024 is smaller than requested bytes of 4096",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_memory_that_runs_out_is_not_told_as_a_broken_version(said: str) -> None:
+    assert isinstance(sessions.unloadable("no model", RuntimeError(said)), Overloaded)
+    broken = sessions.unloadable("no model", RuntimeError("No Op registered for Foo"))
+    assert isinstance(broken, VersionUnloadable)
+    assert "no model: No Op registered for Foo" in str(broken)
+
+
+def test_a_session_on_a_gpu_may_take_no_more_than_it_is_given() -> None:
+    given = replace(Execution.for_gpu(), most_bytes=123)
+    (_, options), _ = sessions._providers(given)
+    assert options["gpu_mem_limit"] == 123
+    assert "gpu_mem_limit" not in dict(sessions._providers(Execution.for_gpu())[0][1])
