@@ -33,7 +33,7 @@ WORKDIR /src
 COPY requirements/build.txt requirements/
 RUN pip install --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
-COPY clients clients
+COPY clients/python clients/python
 COPY service service
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 

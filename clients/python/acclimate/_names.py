@@ -27,7 +27,8 @@ def version_name(text: str, *, model: str = "") -> str:
         return text
     if "/" in text:
         model, _, text = text.partition("/")
-    return f"{model_name(model)}/versions/{text}"
+    # Without a model the service says what is missing, of the name as it was given.
+    return f"{model_name(model)}/versions/{text}" if model else text
 
 
 def alias_name(model: str, alias: str) -> str:

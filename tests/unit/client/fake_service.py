@@ -80,7 +80,8 @@ class Faults:
     watch_after: list[int] = field(default_factory=list)  # events before the stream breaks
     watch_silent: float = 0.0  # seconds without an event before that
     predict_after: list[int] = field(default_factory=list)  # answers before the stream breaks
-    refuse_commits: tuple[int, str] | None = None  # code, reason
+    refuse_openings: tuple[int, str] | None = None  # code, reason
+    refuse_commits: tuple[int, str] | None = None  # the same
 
 
 class Service(
@@ -165,6 +166,8 @@ class Service(
     ) -> Iterator[adaptation_pb2.UploadBatchResponse]:
         assert context.time_remaining() is not None
         opening = next(request_iterator).open
+        if self.faults.refuse_openings is not None:
+            refuse(context, *self.faults.refuse_openings, "refused on command")
         batch = self.batches.setdefault(opening.request_id, Batch())
         batch.streams += 1
         if opening.parent != "domains/pens":

@@ -566,3 +566,33 @@ def test_a_script_finds_the_name_of_an_upload_to_take_back(
     (name,) = [batch["name"] for batch in told["batches"]]
     assert run("delete", name).exit_code == 0
     assert service.seen[-1][0] == "DeleteLabeledBatch"
+
+
+def test_an_upload_that_was_never_begun_is_not_to_be_gone_on_with(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"x")
+    service.faults.refuse_openings = code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"
+    done = run("upload", tmp_path, "--domain", "pens")
+    assert done.exit_code == 1
+    assert done.stderr == "acclimate: PERMISSION_DENIED: refused on command\n"
+
+
+def test_a_watch_whose_service_is_gone_says_that_the_job_goes_on(
+    run: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "PATIENCE", 0.3)
+    service.events = story(3)
+    service.faults.watch_after = [0] * 1000
+    done = run("jobs", "watch", "j1", "--json")
+    assert done.exit_code == 5
+    assert "RESUME: jobs/j1 goes on; see `acclimate jobs watch j1`" in done.stderr
+
+
+def test_a_version_without_its_model_is_refused_as_it_was_written(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    run("export", "2", tmp_path)
+    (asked,) = [r for _, r in service.seen if isinstance(r, registry_pb2.ExportModelVersionRequest)]
+    assert asked.name == "2"

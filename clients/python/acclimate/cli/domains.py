@@ -171,10 +171,17 @@ def upload(
     with connect(server) as client:
         if make:
             _create_if_missing(client, domain, labels)
+        begun = False
+
+        def told(answer: Acknowledgement) -> None:
+            nonlocal begun
+            begun = True
+            count(answer)
+
         try:
             with _counter() as count:
                 result = client.upload(
-                    domain, examples, role=role, request_id=request_id, on_acknowledgement=count
+                    domain, examples, role=role, request_id=request_id, on_acknowledgement=told
                 )
         except NotFound:
             raise usage(
@@ -182,7 +189,7 @@ def upload(
                 f"{images}, or see `acclimate domains`"
             ) from None
         except (AcclimateError, OSError, KeyboardInterrupt) as error:
-            if not isinstance(error, AcclimateError) or _goes_on(error):
+            if not isinstance(error, AcclimateError) or _goes_on(error, begun=begun):
                 complain("RESUME", f"go on with this upload by --request-id {request_id}")
             raise
     if as_json:
@@ -194,12 +201,14 @@ def upload(
         )
 
 
-def _goes_on(error: AcclimateError) -> bool:
+def _goes_on(error: AcclimateError, *, begun: bool) -> bool:
     """Whether an upload that ended with *error* is still open, and may be gone on with."""
     from acclimate.errors import DeadlineExceeded, NotAllowed, Overloaded, Unavailable
 
-    passing = DeadlineExceeded, NotAllowed, Overloaded, Unavailable
-    return isinstance(error, passing) or error.reason == "UPLOAD_INCOMPLETE"
+    if isinstance(error, NotAllowed):  # while it ran: the token ended
+        return begun
+    passing = isinstance(error, DeadlineExceeded | Overloaded | Unavailable)
+    return passing or error.reason == "UPLOAD_INCOMPLETE"
 
 
 def _read(images: Path) -> tuple[tuple[str, ...], Callable[..., Iterator[Example]]]:

@@ -21,7 +21,7 @@ from acclimate.cli.options import (
     settings_of,
 )
 from acclimate.cli.output import ago, console, print_json, print_table, short, words
-from acclimate.cli.refusals import Exit, exit_of_job, usage
+from acclimate.cli.refusals import Exit, complain, exit_of_job, usage
 from acclimate.resources import JobState
 
 if TYPE_CHECKING:
@@ -111,12 +111,18 @@ def adapt(
 
 def _follow(job: Job, *, as_json: bool) -> None:
     """Show *job*'s story to its end, and end with its exit code."""
-    if as_json:
-        for event in job.watch():
-            print_json({"event": event}, indent=None)
-        print_json({"job": job.refresh().snapshot}, indent=None)
-    else:
-        progress.show(job)
+    from acclimate.errors import Unavailable
+
+    try:
+        if as_json:
+            for event in job.watch():
+                print_json({"event": event}, indent=None)
+            print_json({"job": job.refresh().snapshot}, indent=None)
+        else:
+            progress.show(job)
+    except Unavailable:
+        complain("RESUME", f"{job.name} goes on; see `acclimate jobs watch {short(job.name)}`")
+        raise
     raise typer.Exit(exit_of_job(job.state))
 
 
