@@ -24,6 +24,7 @@ SIGNATURE = b"\xff\xd8\xff"
 # each. A full-size picture has about ten.
 MAX_PIXEL_SCANS = 400_000_000
 MAX_SEGMENTS = 4096
+LEAST_SCAN = 10  # bytes: a marker, a length, one component and what of it is scanned
 
 _START_OF_SCAN, _END_OF_IMAGE, _APP1, _TEMPORARY = 0xDA, 0xD9, 0xE1, 0x01
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -115,6 +116,8 @@ def _check_frame(encoded: bytes, header: JpegHeader) -> None:
 
 def _check_scans(encoded: bytes, header: JpegHeader) -> None:
     pixels = header.width * header.height
+    if len(encoded) // LEAST_SCAN * pixels <= MAX_PIXEL_SCANS:  # there is no room for too many
+        return
     # Counted roughly and fast first; metadata and trailing bytes hold the pattern by chance.
     if encoded.count(bytes([0xFF, _START_OF_SCAN])) * pixels <= MAX_PIXEL_SCANS:
         return

@@ -38,12 +38,17 @@ class Encoded:
         Raises:
             BadImage: a file cannot be decoded; ``index`` in its metadata is its place.
         """
+        if len(self.files) == 1:  # as nearly always: not copied
+            return self._prepared(0)[None]
         size = self.preprocessing.size
         images = np.empty((len(self.files), size, size, 3), np.uint8)
-        for index, file in enumerate(self.files):
-            try:
-                images[index] = decode_prepared(file, self.preprocessing, self.limits)
-            except BadImage as error:
-                error.metadata["index"] = str(self.first + index)
-                raise
+        for index in range(len(self.files)):
+            images[index] = self._prepared(index)
         return images
+
+    def _prepared(self, index: int) -> NDArray[np.uint8]:
+        try:
+            return decode_prepared(self.files[index], self.preprocessing, self.limits)
+        except BadImage as error:
+            error.metadata["index"] = str(self.first + index)
+            raise
