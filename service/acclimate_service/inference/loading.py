@@ -15,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
-from acclimate_service.inference import memory
+from acclimate_service.inference import huge_pages, memory
 
 T = TypeVar("T")
 
 LOADER_NICE: Final = 10  # of the threads that load what no request waits for
 ABREAST: Final = 4  # loads under way at once, of each kind
 RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
+QUIET_SECONDS = 5.0  # without a load, after which what is in memory goes onto huge pages,
+GATHER_SECONDS = 15.0  # and again what was taken since
 
 
 class Loading:
@@ -34,6 +36,8 @@ class Loading:
         self._prompt = ThreadPoolExecutor(ABREAST, "load-now")
         self._freeing = ThreadPoolExecutor(1, "free", initializer=step_back)
         self._returning: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
+        self._closed = False
 
     async def run(self, load: Callable[[], T], *, prompt: bool) -> T:
         """What *load* returns, called on a thread; *prompt*, on one that does not step back.
@@ -42,7 +46,10 @@ class Loading:
             Exception: whatever *load* raised.
         """
         threads = self._prompt if prompt else self._loaders
-        return await asyncio.get_running_loop().run_in_executor(threads, load)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, load)
+        finally:
+            self._gather_in(QUIET_SECONDS)
 
     def free(self, let_go: Callable[[], object]) -> None:
         """Call *let_go*, which takes a while, and soon give the system what it freed.
@@ -61,8 +68,9 @@ class Loading:
 
     async def close(self) -> None:
         """End the threads. One that a load still holds ends with it, and is not waited for."""
-        if self._returning is not None:
-            self._returning.cancel()
+        self._closed = True
+        for timer in filter(None, (self._returning, self._gathering)):
+            timer.cancel()
         for loaders in (self._loaders, self._prompt):
             loaders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._freeing.shutdown)
@@ -70,6 +78,20 @@ class Loading:
     def _return_memory(self) -> None:
         self._returning = None
         self.trim()
+
+    def _gather_in(self, seconds: float) -> None:
+        """Have memory put onto huge pages, unless something is loaded before.
+
+        For what does not stay it would not pay: it takes as long as half a load.
+        """
+        if self._gathering is not None:
+            self._gathering.cancel()
+        if not self._closed:
+            self._gathering = asyncio.get_running_loop().call_later(seconds, self._gather)
+
+    def _gather(self) -> None:
+        self._freeing.submit(huge_pages.gather)
+        self._gather_in(GATHER_SECONDS)
 
 
 def _step_back(nice: int) -> None:
