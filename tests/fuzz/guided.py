@@ -117,11 +117,7 @@ def _readers() -> list[tuple[type[Message], Sequence[Callable[[Any], object]]]]:
         lambda request: convert_oip.images(request, Preprocessing(size=16)),
         convert_oip.takes_long,
         convert_oip.wanted,
-        convert_oip.no_sequence,
-        convert_oip.timeout,
-        convert_oip.priority,
-        convert_oip.routing_key,
-        convert_oip.domain,
+        convert_oip.told,
     )
     return [
         (registry_pb2.RegisterModelRequest.Draft, (convert.registration,)),

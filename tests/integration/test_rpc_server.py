@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -407,3 +408,24 @@ def test_clients_connect_anew_now_and_then_and_no_call_and_no_stream_breaks(
             assert service.inference.Predict(ask(name, plain((250, 0, 0))), timeout=10).predictions
     store.close()
     assert len(set(peers)) >= 3
+
+
+def test_a_call_that_takes_longer_than_the_server_allows_is_told_so_and_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh_store(tmp_path)
+    model(store, "m")
+    hold, looked = threading.Event(), store.registry.get_model
+    monkeypatch.setattr(
+        store.registry, "get_model", lambda name: hold.wait(30) and looked(name), raising=True
+    )
+    request = registry_pb2.GetModelRequest(name="models/m")
+    with running(store, Limits(call_seconds=0.3)) as service:
+        try:
+            code, info = refusal(lambda: service.registry.GetModel(request, timeout=20))
+            assert service.registry.ListModels(registry_pb2.ListModelsRequest(), timeout=10).models
+        finally:
+            hold.set()
+        assert service.registry.GetModel(request, timeout=10).name == "models/m"
+    store.close()
+    assert (code, info.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TIME_LIMIT")

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -184,14 +184,14 @@ class Batcher:
         parts = [
             Work(
                 classifier=classifier,
-                images=images[start:stop],
+                images=part,
                 outputs=outputs,
                 deadline=deadline,
                 priority=priority,
                 submitted=submitted + decoded,
                 answered=loop.create_future(),
             )
-            for start, stop in self._parts(len(images))
+            for part in self._parts(images)
         ]
         with self._changed:
             for part in parts:
@@ -204,14 +204,17 @@ class Batcher:
                 part.answered.cancel()
         return joined(answers, decoded)
 
-    def _parts(self, count: int) -> Iterator[tuple[int, int]]:
-        """Where to cut a request: evenly over the threads, or by what a batch can hold."""
+    def _parts(self, images: Pixels | Encoded) -> list[Pixels | Encoded]:
+        """A request cut evenly over the threads, or by what a batch can hold."""
+        count = len(images)
         if self._batching is None:
             pieces = min(count, len(self._threads))
         else:
             pieces = -(-count // self._batching.images)
+        if pieces == 1:
+            return [images]
         edges = [count * piece // pieces for piece in range(pieces + 1)]
-        return pairwise(edges)
+        return [images[start:stop] for start, stop in pairwise(edges)]
 
     # ── on the threads ───────────────────────────────────────────────────────
 

@@ -160,12 +160,12 @@ class Classifier:
         names = list(outputs)
         images = np.ascontiguousarray(images)
         step = self.execution.chunk or len(images)
+        if len(images) <= step:
+            return dict(zip(names, self._padded(names, images), strict=True))
         chunks = [
             self._padded(names, images[start : start + step])
             for start in range(0, len(images), step)
         ]
-        if len(chunks) == 1:
-            return dict(zip(names, chunks[0], strict=True))
         return {name: np.concatenate(parts) for name, *parts in zip(names, *chunks, strict=True)}
 
     def _padded(self, names: list[str], images: Pixels) -> list[NDArray[np.float32]]:

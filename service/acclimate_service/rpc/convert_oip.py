@@ -39,11 +39,30 @@ FINAL: Final = "triton_final_response"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a request's parameters say.
+
+    After ``seconds`` the answer is of no use; the version of ``domain`` is to answer, if it is
+    not empty; ``routing_key`` decides who answers during a canary.
+    """
+
+    seconds: float | None = None
+    priority: int = ORDINARY
+    domain: str = ""
+    routing_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """One output asked for. ``classes`` > 0 asks for that many labels instead of numbers."""
 
     name: str
     classes: int = 0
+
+
+_NOTHING_TOLD: Final = Told()
+_OUTPUTS_ARE: Final = f"outputs are some of {list(OUTPUTS)}, each at most once"
+_PLAINLY: Final = {name: Wanted(name=name) for name in OUTPUTS}
 
 
 @functools.lru_cache(maxsize=NAMES)
@@ -66,7 +85,8 @@ def takes_long(request: pb.ModelInferRequest) -> bool:
     Typed numbers are a Python object each, and each float is compared with its rounded self.
     """
     raw = bool(request.raw_input_contents)
-    return any(t.datatype == "FP32" or not (raw or t.datatype == "BYTES") for t in request.inputs)
+    kinds = [tensor.datatype for tensor in request.inputs]
+    return "FP32" in kinds or not (raw or set(kinds) <= {"BYTES"})
 
 
 def images(request: pb.ModelInferRequest, preprocessing: Preprocessing) -> Pixels | Encoded:
@@ -78,17 +98,17 @@ def images(request: pb.ModelInferRequest, preprocessing: Preprocessing) -> Pixel
     """
     if [tensor.name for tensor in request.inputs] != [INPUT]:
         raise InputMismatch(f"a request has exactly one input, {INPUT!r}")
-    tensor = request.inputs[0]
+    tensor, given = request.inputs[0], tuple(request.inputs[0].shape)
     _no_shared_memory(tensor.parameters)
     raw = _raw(request, tensor)
     if tensor.datatype == "BYTES":
         # [N, 1] is how clients of Triton's send one string an image.
-        count = _count(tensor.shape, (1,) if len(tensor.shape) > 1 else ())
+        count = _count(given, (1,) if len(given) > 1 else ())
         files = tensor.contents.bytes_contents if raw is None else _strings(raw)
         if len(files) != count:
             raise InputMismatch(f"the shape says {count} image files, {len(files)} came")
         return Encoded(files=tuple(files), preprocessing=preprocessing)
-    count = _count(tensor.shape, (preprocessing.size, preprocessing.size, 3))
+    count = _count(given, (preprocessing.size, preprocessing.size, 3))
     flat = _uint8(tensor, raw)
     shape = (count, preprocessing.size, preprocessing.size, 3)
     if flat.size != math.prod(shape):
@@ -108,9 +128,9 @@ def _raw(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | None:
     return request.raw_input_contents[0]
 
 
-def _count(shape: Sequence[int], rest: tuple[int, ...]) -> int:
+def _count(shape: tuple[int, ...], rest: tuple[int, ...]) -> int:
     """N of a shape [N, *rest]."""
-    if not shape or tuple(shape[1:]) != rest or not 0 < shape[0] <= IMAGE_LIMIT:
+    if not shape or shape[1:] != rest or not 0 < shape[0] <= IMAGE_LIMIT:
         wanted = ["N", *map(str, rest)]
         raise InputMismatch(
             f"the input has the shape {list(shape)[:8]}, not [{', '.join(wanted)}] with N from 1 "
@@ -151,7 +171,7 @@ def _strings(raw: bytes) -> list[bytes]:
 
 
 def _no_shared_memory(parameters: Parameters) -> None:
-    if any(key.startswith("shared_memory") for key in parameters):
+    if parameters and any(key.startswith("shared_memory") for key in parameters):
         raise InvalidSpec("shared memory is not supported; send the tensor", field="parameters")
 
 
@@ -164,30 +184,49 @@ def wanted(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
     """
     fields.text("id", request.id, limit=300)
     if not request.outputs:
-        return tuple(Wanted(name=name) for name in OUTPUTS)
-    names = [output.name for output in request.outputs]
-    if not set(names) <= set(OUTPUTS) or len(set(names)) != len(names):
-        raise InputMismatch(f"outputs are some of {list(OUTPUTS)}, each at most once")
-    return tuple(_wanted(output) for output in request.outputs)
+        return tuple(_PLAINLY.values())
+    found = tuple([_wanted(output) for output in request.outputs])
+    if len(found) > 1 and len({one.name for one in found}) != len(found):
+        raise InputMismatch(_OUTPUTS_ARE)
+    return found
 
 
 def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
+    plain = _PLAINLY.get(output.name)
+    if plain is None:
+        raise InputMismatch(_OUTPUTS_ARE)
+    if not output.parameters:
+        return plain
     _no_shared_memory(output.parameters)
-    classes = output.parameters["classification"].int64_param if output.parameters else 0
-    if output.name == "embeddings" and classes:
+    classes = output.parameters["classification"].int64_param
+    if plain.name == "embeddings" and classes:
         raise InvalidSpec("embeddings are of no class", field="outputs.parameters")
     return Wanted(
-        name=output.name,
+        name=plain.name,
         classes=fields.count("outputs.parameters.classification", classes, most=10_000),
     )
 
 
-def no_sequence(request: pb.ModelInferRequest) -> None:
-    """Refuse Triton's sequences: every image is answered by itself, whatever came before it.
+def told(request: pb.ModelInferRequest) -> Told:
+    """What the parameters say.
 
     Raises:
-        InvalidSpec: the request belongs to one.
+        InvalidName: ``domain`` is none.
+        InvalidSpec: another makes no sense, or a version is named beside a domain.
     """
+    if not request.parameters:
+        return _NOTHING_TOLD
+    _no_sequence(request)
+    return Told(
+        seconds=_seconds(request),
+        priority=_priority(request),
+        domain=_domain(request),
+        routing_key=_routing_key(request),
+    )
+
+
+def _no_sequence(request: pb.ModelInferRequest) -> None:
+    """Refuse Triton's sequences: every image is answered by itself, whatever came before it."""
     given = request.parameters.get("sequence_id")
     if given is not None and (given.int64_param or given.uint64_param or given.string_param):
         raise InvalidSpec(
@@ -196,24 +235,16 @@ def no_sequence(request: pb.ModelInferRequest) -> None:
         )
 
 
-def timeout(request: pb.ModelInferRequest) -> float | None:
-    """After how many seconds the answer is of no use, if the request says so.
-
-    Raises:
-        InvalidSpec: the parameter ``timeout`` (microseconds) is negative.
-    """
+def _seconds(request: pb.ModelInferRequest) -> float | None:
+    """Triton's ``timeout``, which is in microseconds; 0 means none."""
     if "timeout" not in request.parameters:
         return None
     microseconds = request.parameters["timeout"].int64_param
     return fields.count("parameters.timeout", microseconds, most=2**53) / 1e6 or None
 
 
-def priority(request: pb.ModelInferRequest) -> int:
-    """How urgent the request is: Triton's parameter ``priority``; 0 or none means ordinary.
-
-    Raises:
-        InvalidSpec: it is none of the levels.
-    """
+def _priority(request: pb.ModelInferRequest) -> int:
+    """Triton's ``priority``; 0 or none means ordinary."""
     if "priority" not in request.parameters:
         return ORDINARY
     given = request.parameters["priority"]
@@ -222,25 +253,14 @@ def priority(request: pb.ModelInferRequest) -> int:
     return convert_predictions.priority("parameters.priority", value)
 
 
-def routing_key(request: pb.ModelInferRequest) -> str:
-    """The parameter ``routing_key``, which decides who answers during a canary; or empty.
-
-    Raises:
-        InvalidSpec: it is no plain line.
-    """
+def _routing_key(request: pb.ModelInferRequest) -> str:
     if "routing_key" not in request.parameters:
         return ""
     given = request.parameters["routing_key"].string_param
     return fields.text("parameters.routing_key", given, limit=300)
 
 
-def domain(request: pb.ModelInferRequest) -> str:
-    """The parameter ``domain``, whose version is to answer; or empty.
-
-    Raises:
-        InvalidName: it is no domain.
-        InvalidSpec: a version is named as well.
-    """
+def _domain(request: pb.ModelInferRequest) -> str:
     if "domain" not in request.parameters:
         return ""
     given = request.parameters["domain"].string_param

@@ -155,6 +155,11 @@ class Visit:
         if self._actor is not None:
             act_as(self._actor)
 
+    @property
+    def changes(self) -> bool:
+        """Whether what the call does is to be noted when it ends: see ``leave``."""
+        return self._actor is not None
+
     def check(self) -> None:
         """See that the caller may stay: a stream outlives the token that opened it.
 
@@ -187,7 +192,8 @@ class Visit:
             self._subject = self._subject or self._right.subject(message)
             why = fields.text("reason", getattr(message, "reason", ""), limit=REASON_LENGTH)
             self._actor.why = self._actor.why or why
-        await self._pace(size)
+        if wait := self._pace(size):
+            await asyncio.sleep(wait)
 
     async def leave(self) -> None:
         """Note what the call did, if nothing that it wrote was noted.
@@ -206,13 +212,11 @@ class Visit:
             self._door.deny(self.caller, self._method, PermissionDenied("a job out of reach"))
             raise NotFound(str(job), see="ListAdaptationJobs")
 
-    async def _pace(self, size: int) -> None:
+    def _pace(self, size: int) -> float:
+        """The seconds that the next message waits for this one."""
         self._messages += 1
         if self._right.uploads:
-            wait = self._door.uploaded.pace(self.caller.share, size)
-        elif self._messages > 1:  # the first is the call itself
-            wait = self._door.requests.pace(self.caller.share, 1)
-        else:
-            return
-        if wait:
-            await asyncio.sleep(wait)
+            return self._door.uploaded.pace(self.caller.share, size)
+        if self._messages > 1:  # the first is the call itself
+            return self._door.requests.pace(self.caller.share, 1)
+        return 0.0

@@ -160,25 +160,21 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelInferResponse:
-        convert.no_sequence(request)
-        patience = convert.timeout(request)
-        if patience is not None:
-            own = time.monotonic() + patience
+        told, asked = convert.told(request), convert.wanted(request)
+        if told.seconds is not None:
+            own = time.monotonic() + told.seconds
             deadline = own if deadline is None else min(own, deadline)
-        priority = convert.priority(request)
-        asked = convert.wanted(request)
-        domain = convert.domain(request)
-        if domain and domain not in caller().domains:
+        if told.domain and told.domain not in caller().domains:
             raise PermissionDenied(
-                f"domain: {domain!r} is outside of what {caller().who} may reach",
+                f"domain: {told.domain!r} is outside of what {caller().who} may reach",
                 principal=caller().who,
             )
         name = (
             str(ModelName(check_id(request.model_name)))
-            if domain
+            if told.domain
             else convert.target(request.model_name, request.model_version)
         )
-        outputs = self._served.drifts.outputs(tuple(output.name for output in asked))
+        outputs = self._served.drifts.outputs(tuple([output.name for output in asked]))
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
@@ -191,21 +187,19 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
                 images,
                 outputs,
                 deadline=None if patient else deadline,
-                priority=PATIENT if patient else priority,
+                priority=PATIENT if patient else told.priority,
             )
 
         def write(handle: Handle[ModelVersion], answer: Answer) -> pb.ModelInferResponse:
             with handle.encoding():
                 return convert.response(request, handle, asked, answer.outputs)
 
-        routing_key = convert.routing_key(request)
-
         def key() -> bytes:
             typed = [content for one in request.inputs for content in one.contents.bytes_contents]
-            return convert_predictions.key(routing_key, [*request.raw_input_contents, *typed])
+            return convert_predictions.key(told.routing_key, [*request.raw_input_contents, *typed])
 
         asking = Asked(key=key, deadline=deadline, ask=ask, write=write)
-        return await self._served.answer(name, asking, domain=domain)
+        return await self._served.answer(name, asking, domain=told.domain)
 
     # ── the repository ───────────────────────────────────────────────────────
 

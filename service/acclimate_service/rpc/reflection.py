@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from typing import Final
 
 import grpc
-import grpc.aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from acclimate_service.rpc.intercept import Interceptor
 
 V1: Final = "grpc.reflection.v1.ServerReflection"
 V1ALPHA: Final = reflection.SERVICE_NAME
 
 
-def enable(services: Sequence[str], server: grpc.aio.Server) -> None:
+def enable(services: Sequence[str], server: Interceptor) -> None:
     """Let *server* tell what *services* it has, those of reflection among them."""
-    names = (*services, V1ALPHA)
-    reflection.enable_server_reflection(names, server)
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer((*services, V1ALPHA))
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
+    methods = {"ServerReflectionInfo": handler}
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(V1, {"ServerReflectionInfo": handler}),)
+        [grpc.method_handlers_generic_handler(name, methods) for name in (V1, V1ALPHA)]
     )

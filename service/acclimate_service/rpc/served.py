@@ -14,7 +14,6 @@ and time for, and the pool unloads what was unused longest. The next request loa
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +29,6 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.model import Alias, ModelVersion, Precision
 from acclimate_service.domain.names import AliasName, ModelName, VersionName
-from acclimate_service.inference.answer import Answer
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.pool import Pool
@@ -42,7 +40,7 @@ from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.moves import Moves
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.pointers import Pointers
-from acclimate_service.rpc.targets import target_of
+from acclimate_service.rpc.targets import Target, target_of
 from acclimate_service.rpc.trials import Asked, Trials
 from acclimate_service.rpc.whereabouts import Whereabouts
 from acclimate_service.store import Store
@@ -77,8 +75,10 @@ class Served:
         self._moves = Moves(
             store, lane=lane, loads=self._loads, pointers=self._pointers, metrics=metrics
         )
-        self.trials = Trials(store, pool, lane=lane, load=self._loads.load)
         self.drifts = Drifts(store, lane=lane, drawn=np.random.default_rng())
+        self.trials = Trials(
+            store, pool, lane=lane, load=self._loads.load, observe=self.drifts.observe
+        )
 
     @property
     def pool(self) -> Pool[ModelVersion]:
@@ -101,22 +101,7 @@ class Served:
             Overloaded: requests hold all the memory for versions.
         """
         target = target_of(name, domain)
-        if target.model in self._pointers.unloaded:
-            raise NotReady(
-                f"models/{target.model} was unloaded from this server; load it again, or move one "
-                "of its aliases",
-                name=name,
-            )
-        if isinstance(target, VersionName):
-            return await self._loads.load_for_request(target)
-        try:
-            return self._pool.acquire(str(target))
-        except NotReady:
-            cold = self._pool.pointed_at(str(target)) or await self._moves.find(target)
-            if cold is None:
-                unserved = DomainNotServed(name, domain) if domain else AliasNotFound(str(target))
-                raise unserved from None
-            return await self._load_again(target, VersionName.parse(cold))
+        return self._at_hand(target, name) or await self._brought(target, name, domain)
 
     async def answer(self, name: str, asked: Asked[T], *, domain: str = "") -> T:
         """The reply to a request, by whichever version answers it: see :class:`Trials`.
@@ -124,17 +109,31 @@ class Served:
         Raises:
             ServiceError: as :meth:`hold`, or what answering raises.
         """
-        with await self.hold(name, domain=domain) as handle:
-            target = target_of(name, domain)
-            if isinstance(target, VersionName):
+        target = target_of(name, domain)
+        # Not by ``hold``: nearly always it is at hand, and a coroutine more costs each request.
+        with self._at_hand(target, name) or await self._brought(target, name, domain) as handle:
+            if isinstance(target.name, VersionName):
                 return asked.write(handle, await asked.ask(handle, False))
+            return await self.trials.answer(target.text, handle, asked)
 
-            def write(by: Handle[ModelVersion], answer: Answer) -> T:
-                self.drifts.observe(by.version, answer)
-                return asked.write(by, answer)
+    def _at_hand(self, target: Target, name: str) -> Handle[ModelVersion] | None:
+        """What answers now, if it is in memory."""
+        if target.name.model in self._pointers.unloaded:
+            gone = f"models/{target.name.model} was unloaded from this server"
+            raise NotReady(f"{gone}; load it again, or move one of its aliases", name=name)
+        try:
+            return self._pool.acquire(target.text)
+        except NotReady:
+            return None
 
-            told = replace(asked, write=write)
-            return await self.trials.answer(str(target), handle, told)
+    async def _brought(self, target: Target, name: str, domain: str) -> Handle[ModelVersion]:
+        """What answers, loaded for this request."""
+        if isinstance(target.name, VersionName):
+            return await self._loads.load_for_request(target.name)
+        cold = self._pool.pointed_at(target.text) or await self._moves.find(target.name)
+        if cold is None:
+            raise DomainNotServed(name, domain) if domain else AliasNotFound(target.text)
+        return await self._load_again(target.name, VersionName.parse(cold))
 
     def answers(self, name: str) -> bool:
         """See :meth:`Pointers.answers`."""

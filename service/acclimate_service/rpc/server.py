@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -34,16 +34,16 @@ from acclimate_service.rpc import reflection
 from acclimate_service.rpc.access import AccessServicer
 from acclimate_service.rpc.adaptation import AdaptationServicer
 from acclimate_service.rpc.bounds import Gate, Lane
+from acclimate_service.rpc.call import Rule
 from acclimate_service.rpc.door import Door
 from acclimate_service.rpc.following import Following
 from acclimate_service.rpc.health import Health
 from acclimate_service.rpc.inference import InferenceServicer
 from acclimate_service.rpc.inference_metrics import InferenceCollector
-from acclimate_service.rpc.intercept import Interceptor, Rule
+from acclimate_service.rpc.intercept import Interceptor
 from acclimate_service.rpc.keyring import Keyring
 from acclimate_service.rpc.metrics import Metrics
 from acclimate_service.rpc.oip import InferenceProtocolServicer
-from acclimate_service.rpc.queues import look_up
 from acclimate_service.rpc.rates import Rates
 from acclimate_service.rpc.registration import RegistrationLimits, Registrations
 from acclimate_service.rpc.registry import RegistryServicer
@@ -178,11 +178,13 @@ class Server:
             rates=admission.rates,
         )
         default = Gate("the server", limit=limits.calls)
+        self._server = grpc.aio.server(options=options(limits))
         interceptor = Interceptor(
             door=self._door,
             rules=rules(limits),
             default=Rule(gate=default, seconds=limits.call_seconds),
             metrics=self.metrics,
+            register=self._server.add_registered_method_handlers,
             tracer=tracer,
         )
         self._following = Following(
@@ -194,11 +196,10 @@ class Server:
             interval=limits.poll_seconds,
         )
         self._idle = interceptor.idle
-        self._server = grpc.aio.server(interceptors=[interceptor], options=options(limits))
-        look_up(self._server)
-        self._add_servicers()
+        self._server.add_generic_rpc_handlers((interceptor,))
+        self._add_servicers_to(interceptor)
 
-    def _add_servicers(self) -> None:
+    def _add_servicers_to(self, server: Any) -> None:
         limits = self._limits
         adaptation = AdaptationServicer(
             self._store,
@@ -236,14 +237,14 @@ class Server:
         )
         access = AccessServicer(self._store, lane=self._lane, keyring=self.keyring)
         rollout = RolloutServicer(self._store, lane=self._lane, served=self.served)
-        adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, self._server)
-        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(rollout, self._server)
-        access_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
-        reflection.enable((*SERVICES, health.SERVICE_NAME), self._server)
+        adaptation_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptation, server)
+        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(rollout, server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(access, server)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        reflection.enable((*SERVICES, health.SERVICE_NAME), server)
 
     def listen(
         self, host: str, port: int, credentials: grpc.ServerCredentials | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 from acclimate_service.domain.errors import InvalidName
 from acclimate_service.domain.model import PRODUCTION
@@ -11,8 +12,15 @@ from acclimate_service.domain.names import AliasName, ModelName, VersionName
 NAMES = 1024  # read once
 
 
+class Target(NamedTuple):
+    """What a caller asks by. ``text`` is its full name: every request needs it, written once."""
+
+    name: AliasName | VersionName
+    text: str
+
+
 @functools.lru_cache(maxsize=NAMES)
-def target_of(name: str, domain: str = "") -> AliasName | VersionName:
+def target_of(name: str, domain: str = "") -> Target:
     """The alias or the version.
 
     A model's name stands for its alias "production", or, with the id of a *domain*, for
@@ -21,6 +29,11 @@ def target_of(name: str, domain: str = "") -> AliasName | VersionName:
     Raises:
         InvalidName: it is none of the three, or, with a domain, no model's.
     """
+    found = _read(name, domain)
+    return Target(found, str(found))
+
+
+def _read(name: str, domain: str) -> AliasName | VersionName:
     if domain:
         return AliasName(ModelName.parse(name).model, domain)
     if name.count("/") == 1:

@@ -72,6 +72,7 @@ NO_ROOM = (
 )
 
 Hold = Handle[ModelVersion]
+Observe = Callable[[str, Answer], None]
 
 
 class Load(Protocol):
@@ -119,14 +120,17 @@ class _Trial:
 class Trials:
     """The rollouts that run on this server. Belongs to one event loop.
 
-    *load* brings a version into *pool* and holds it.
+    *load* brings a version into *pool* and holds it; *observe* is told whose answer is given.
     """
 
-    def __init__(self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load) -> None:
+    def __init__(
+        self, store: Store, pool: Pool[ModelVersion], *, lane: Lane, load: Load, observe: Observe
+    ) -> None:
         self._store = store
         self._pool = pool
         self._lane = lane
         self._load = load
+        self._observe = observe
         self._trials: dict[str, _Trial] = {}  # by the alias's name
         self._catching_up = asyncio.Lock()
         self._telling: asyncio.Task[Rollout] | None = None
@@ -142,7 +146,7 @@ class Trials:
         """
         trial = self._trials.get(alias)
         if trial is None or str(trial.rollout.incumbent) != incumbent.version:
-            return asked.write(incumbent, await asked.ask(incumbent, False))
+            return self._written(asked, incumbent, await asked.ask(incumbent, False))
         chosen = self._is_chosen(trial.rollout, asked.key())
         if chosen and trial.rollout.draft.mode is RolloutMode.CANARY:
             return await self._canary(trial, incumbent, asked)
@@ -156,7 +160,11 @@ class Trials:
         )
         if chosen:
             self._shadow(trial, asked, answer)
-        return asked.write(incumbent, answer)
+        return self._written(asked, incumbent, answer)
+
+    def _written(self, asked: Asked[T], by: Hold, answer: Answer) -> T:
+        self._observe(by.version, answer)
+        return asked.write(by, answer)
 
     async def _canary(self, trial: _Trial, incumbent: Hold, asked: Asked[T]) -> T:
         candidate = await self._held(trial, _patience(asked.deadline))
@@ -165,10 +173,10 @@ class Trials:
                 answer = await self._try(trial, candidate, asked, patient=False)
                 if answer is not None:
                     try:
-                        return asked.write(candidate, answer)
+                        return self._written(asked, candidate, answer)
                     except Exception as error:  # noqa: BLE001 - whatever it is, the incumbent answers
                         self._failed(trial, error)
-        return asked.write(incumbent, await asked.ask(incumbent, False))
+        return self._written(asked, incumbent, await asked.ask(incumbent, False))
 
     def _shadow(self, trial: _Trial, asked: Asked[T], answer: Answer) -> None:
         """Ask the candidate too, later; its answer goes nowhere."""
@@ -211,11 +219,7 @@ class Trials:
             self._failed(trial, error)
             return None
         told = _confidences(answer)
-        trial.count(
-            images=len(told),
-            confidence=float(told.sum()),
-            seconds=_seconds(answer),
-        )
+        trial.count(images=len(told), confidence=float(told.sum()), seconds=_seconds(answer))
         return answer
 
     async def _held(self, trial: _Trial, seconds: float) -> Hold | None:

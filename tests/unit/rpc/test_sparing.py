@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from acclimate_service.rpc.intercept import Sparing
+from acclimate_service.rpc.sparing import Sparing
 
 
 def test_a_flood_of_refusals_is_some_lines_a_second_and_a_count() -> None:
