@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PAGES = Path("/proc/self/pagemap")
 SIZE = 2**21
 # Of its small pages, that must be in use already: what lacks is added to what the process takes.
 FILLED = 7 / 8
@@ -30,23 +31,22 @@ _MEMORY = re.compile(r"(\w+)-(\w+) rw-p \w+ 00:00 0\s*(?:\[heap\]|\[anon:.*\])?"
 def gather() -> int:
     """Move what is in memory onto huge pages; the bytes that are on them then.
 
-    It takes a while: not for the event loop. Where the system does not do it, or was told
-    never to, everything stays as it is.
+    It takes a while: not for the event loop. Where the system does not do it, was told never
+    to, or does not let this process see its own pages, everything stays as it is.
     """
-    if not _wanted():
+    try:
+        ranges = _ranges() if _wanted() else []
+    except OSError:
         return 0
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return sum(
-        stop - start for start, stop in _ranges() if advise(start, stop - start, _COLLAPSE) == 0
+        stop - start for start, stop in ranges if advise(start, stop - start, _COLLAPSE) == 0
     )
 
 
 def _wanted() -> bool:
-    try:
-        return SIZE > _SMALL and "[never]" not in SETTING.read_text()
-    except OSError:
-        return False
+    return SIZE > _SMALL and "[never]" not in SETTING.read_text()
 
 
 def _ranges() -> list[tuple[int, int]]:
@@ -63,7 +63,7 @@ def _ranges() -> list[tuple[int, int]]:
 def _filled() -> Iterator[int]:
     """Where a whole huge page is filled well enough, rising within each region."""
     count = SIZE // _SMALL
-    with Path("/proc/self/pagemap").open("rb") as pages:
+    with PAGES.open("rb") as pages:
         for first, last in _regions():
             pages.seek(first // _SMALL * _ENTRY)
             for start in range(first, last, SIZE):

@@ -13,7 +13,7 @@ BLOCK = 8 * huge_pages.SIZE
 
 def collapses() -> bool:
     """Whether this system puts memory onto huge pages when it is told to: Linux from 6.1."""
-    if not huge_pages._wanted():
+    if not huge_pages.SETTING.exists() or not huge_pages._wanted():
         return False
     with mmap.mmap(-1, 2 * huge_pages.SIZE, flags=mmap.MAP_PRIVATE) as block:
         block.write(b"x" * len(block))
@@ -72,4 +72,11 @@ def test_a_system_that_was_told_never_to_or_cannot_is_left_as_it_is(
     if setting is not None:
         told.write_text(setting)
     monkeypatch.setattr(huge_pages, "SETTING", told)
+    assert huge_pages.gather() == 0
+
+
+def test_a_process_that_may_not_see_its_own_pages_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huge_pages, "PAGES", tmp_path / "pagemap")
     assert huge_pages.gather() == 0
