@@ -22,8 +22,10 @@ SIZE = 2**21
 FILLED = 7 / 8
 _COLLAPSE = 25  # MADV_COLLAPSE, of Linux 6.1
 _SMALL = mmap.PAGESIZE
-_ENTRY = 8  # bytes that /proc/self/pagemap has of a page, the highest bit of which says:
-_PRESENT = 0x80  # it is in memory
+_COUNT = SIZE // _SMALL
+_ENTRY = 8  # bytes that /proc/self/pagemap has of a small page
+# The highest bit of each entry of a huge page says that it is in memory.
+_PRESENT = sum(1 << 8 * _ENTRY * place + 63 for place in range(_COUNT))
 # Private memory that can be written and is of no file: malloc's, and large blocks of Python's.
 _MEMORY = re.compile(r"(\w+)-(\w+) rw-p \w+ 00:00 0\s*(?:\[heap\]|\[anon:.*\])?")
 
@@ -62,13 +64,12 @@ def _ranges() -> list[tuple[int, int]]:
 
 def _filled() -> Iterator[int]:
     """Where a whole huge page is filled well enough, rising within each region."""
-    count = SIZE // _SMALL
     with PAGES.open("rb") as pages:
         for first, last in _regions():
             pages.seek(first // _SMALL * _ENTRY)
             for start in range(first, last, SIZE):
-                highest = pages.read(count * _ENTRY)[_ENTRY - 1 :: _ENTRY]  # bytes of each entry
-                if sum(byte >= _PRESENT for byte in highest) >= FILLED * count:
+                entries = int.from_bytes(pages.read(_COUNT * _ENTRY), "little")
+                if (entries & _PRESENT).bit_count() >= FILLED * _COUNT:
                     yield start
 
 
