@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -20,6 +21,8 @@ PAGES = Path("/proc/self/pagemap")
 SIZE = 2**21
 # Of its small pages, that must be in use already: what lacks is added to what the process takes.
 FILLED = 7 / 8
+PAUSE = 0.05  # seconds
+AT_ONCE = 0.0005  # seconds, within which none is moved that is not on one already
 _COLLAPSE = 25  # MADV_COLLAPSE, of Linux 6.1
 _SMALL = mmap.PAGESIZE
 _COUNT = SIZE // _SMALL
@@ -30,36 +33,34 @@ _PRESENT = sum(1 << 8 * _ENTRY * place + 63 for place in range(_COUNT))
 _MEMORY = re.compile(r"(\w+)-(\w+) rw-p \w+ 00:00 0\s*(?:\[heap\]|\[anon:.*\])?")
 
 
-def gather() -> int:
-    """Move what is in memory onto huge pages; the bytes that are on them then.
+def gather(going: Callable[[], bool] = lambda: True) -> int:
+    """Move what is in memory onto huge pages while *going*; the bytes that are on them then.
 
-    It takes a while: not for the event loop. Where the system does not do it, was told never
-    to, or does not let this process see its own pages, everything stays as it is.
+    It takes seconds: not for the event loop. While a page is moved, who needs what lies on it
+    waits; so one at a time, with a pause after each (all at once held answers up by 160 ms).
+
+    Where the system does not do it, was told never to, or does not let this process see
+    its own pages, everything stays as it is.
     """
     try:
-        ranges = _ranges() if _wanted() else []
+        places = list(_filled()) if _wanted() else []
     except OSError:
         return 0
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return sum(
-        stop - start for start, stop in ranges if advise(start, stop - start, _COLLAPSE) == 0
-    )
+    moved = 0
+    for start in places:
+        if not going():
+            break
+        began = time.monotonic()
+        moved += SIZE if advise(start, SIZE, _COLLAPSE) == 0 else 0
+        if time.monotonic() - began > AT_ONCE:
+            time.sleep(PAUSE)
+    return moved
 
 
 def _wanted() -> bool:
     return SIZE > _SMALL and "[never]" not in SETTING.read_text()
-
-
-def _ranges() -> list[tuple[int, int]]:
-    """Those places from and to which address, as one where they lie together."""
-    found: list[tuple[int, int]] = []
-    for start in _filled():
-        if found and found[-1][1] == start:
-            found[-1] = found[-1][0], start + SIZE
-        else:
-            found.append((start, start + SIZE))
-    return found
 
 
 def _filled() -> Iterator[int]:

@@ -35,8 +35,10 @@ class Loading:
         # For what a request waits for, which is as urgent as the request.
         self._prompt = ThreadPoolExecutor(ABREAST, "load-now")
         self._freeing = ThreadPoolExecutor(1, "free", initializer=step_back)
+        self._moving = ThreadPoolExecutor(1, "huge-pages", initializer=step_back)
         self._returning: asyncio.TimerHandle | None = None
         self._gathering: asyncio.TimerHandle | None = None
+        self._quiet = False  # whether nothing was loaded lately
         self._closed = False
 
     async def run(self, load: Callable[[], T], *, prompt: bool) -> T:
@@ -46,6 +48,7 @@ class Loading:
             Exception: whatever *load* raised.
         """
         threads = self._prompt if prompt else self._loaders
+        self._gather_in(QUIET_SECONDS)
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, load)
         finally:
@@ -71,8 +74,9 @@ class Loading:
         self._closed = True
         for timer in filter(None, (self._returning, self._gathering)):
             timer.cancel()
-        for loaders in (self._loaders, self._prompt):
-            loaders.shutdown(wait=False, cancel_futures=True)
+        self._quiet = False
+        for threads in (self._loaders, self._prompt, self._moving):
+            threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._freeing.shutdown)
 
     def _return_memory(self) -> None:
@@ -84,14 +88,16 @@ class Loading:
 
         For what does not stay it would not pay: it takes as long as half a load.
         """
+        self._quiet = False
         if self._gathering is not None:
             self._gathering.cancel()
         if not self._closed:
             self._gathering = asyncio.get_running_loop().call_later(seconds, self._gather)
 
     def _gather(self) -> None:
-        self._freeing.submit(huge_pages.gather)
         self._gather_in(GATHER_SECONDS)
+        self._quiet = True
+        self._moving.submit(huge_pages.gather, lambda: self._quiet)
 
 
 def _step_back(nice: int) -> None:

@@ -56,6 +56,12 @@ def test_memory_in_use_goes_onto_huge_pages_and_keeps_its_content(block: mmap.mm
     assert block[:] == content
 
 
+def test_no_more_is_moved_once_it_is_told_to_stop(block: mmap.mmap) -> None:
+    block.write(b"x" * BLOCK)
+    told = iter([True, True])
+    assert 0 < huge_pages.gather(lambda: next(told, False)) <= 2 * huge_pages.SIZE
+
+
 def test_memory_of_which_little_is_in_use_is_not_filled_up(block: mmap.mmap) -> None:
     for start in range(0, BLOCK, 4 * mmap.PAGESIZE):
         block[start] = 1

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -11,20 +14,24 @@ from acclimate_service.inference.loading import Loading
 SECONDS = 20.0
 
 
-@pytest.fixture
-def gathered(monkeypatch: pytest.MonkeyPatch) -> queue.SimpleQueue[int]:
-    """What was loaded when memory was put onto huge pages, each time that it was."""
-    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have memory put onto huge pages soon after a load."""
     monkeypatch.setattr(loading, "QUIET_SECONDS", 0.5)
     monkeypatch.setattr(loading, "GATHER_SECONDS", 0.1)
-    return found
+
+
+@pytest.fixture
+def gathered() -> queue.SimpleQueue[int]:
+    """What was loaded when memory was put onto huge pages, each time that it was."""
+    return queue.SimpleQueue()
 
 
 def test_memory_goes_onto_huge_pages_once_nothing_was_loaded_for_a_while_and_then_again(
     gathered: queue.SimpleQueue[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[int] = []
-    monkeypatch.setattr(huge_pages, "gather", lambda: gathered.put(len(loads)))
+    monkeypatch.setattr(huge_pages, "gather", lambda going: gathered.put(len(loads)))
 
     async def live() -> list[int]:
         threads = Loading(nice=0)
@@ -41,7 +48,7 @@ def test_memory_goes_onto_huge_pages_once_nothing_was_loaded_for_a_while_and_the
 def test_a_load_that_ends_after_the_end_has_nothing_put_onto_huge_pages(
     gathered: queue.SimpleQueue[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huge_pages, "gather", lambda: gathered.put(0))
+    monkeypatch.setattr(huge_pages, "gather", lambda going: gathered.put(0))
     monkeypatch.setattr(loading, "QUIET_SECONDS", 0.0)
 
     async def live() -> None:
@@ -54,3 +61,30 @@ def test_a_load_that_ends_after_the_end_has_nothing_put_onto_huge_pages(
 
     asyncio.run(live())
     assert gathered.empty()
+
+
+def test_a_load_that_begins_meanwhile_stops_what_moves_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, stopped = threading.Event(), threading.Event()
+
+    def gather(going: Callable[[], bool]) -> None:
+        began.set()
+        ends = time.monotonic() + SECONDS
+        while going() and time.monotonic() < ends:
+            time.sleep(0.01)
+        if not going():
+            stopped.set()
+
+    monkeypatch.setattr(huge_pages, "gather", gather)
+    monkeypatch.setattr(loading, "GATHER_SECONDS", SECONDS)
+
+    async def live() -> None:
+        threads = Loading(nice=0)
+        await threads.run(lambda: None, prompt=False)
+        assert await asyncio.to_thread(began.wait, SECONDS)
+        # It sees to it while it runs: it ends only once the other has stopped.
+        assert await threads.run(lambda: stopped.wait(SECONDS / 2), prompt=True)
+        await threads.close()
+
+    asyncio.run(live())
