@@ -36,7 +36,7 @@ def has(*programs: str) -> bool:
     return all(shutil.which(program) for program in programs)
 
 
-def run(words: list[object], *, expected: int = 0, **environment: str) -> str:
+def run(words: list[object], environment: dict[str, str], *, expected: int = 0) -> str:
     """What a program printed."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -55,7 +55,7 @@ def run(words: list[object], *, expected: int = 0, **environment: str) -> str:
 def generate(language: str, folder: Path, **environment: str) -> None:
     template = f"clients/{language}/buf.gen.yaml"
     words = ["buf", "generate", "--template", template, "-o", folder]
-    run([*words, "--path", "protos/acclimate/v1"], **environment)
+    run([*words, "--path", "protos/acclimate/v1"], environment)
 
 
 def check(program: list[object], service: Service, folder: Path, **environment: str) -> None:
@@ -66,13 +66,12 @@ def check(program: list[object], service: Service, folder: Path, **environment: 
     green.write_bytes(plain((10, 240, 10)))
     none.write_text("nothing")
     here = {**environment, "ACCLIMATE_SERVER": f"127.0.0.1:{service.port}"}
-    lines = run([*program, name.model, green, none, green], **here).splitlines()
+    lines = run([*program, name.model, green, none, green], here).splitlines()
     best = f"{green} green 1.000 {name}/versions/1"
     assert (lines[0], lines[2]) == (best, best)
     assert lines[1].startswith(f"{none} BAD_IMAGE not a JPEG")
-    told = run(
-        [*program, name.model, green], expected=1, **environment, ACCLIMATE_SERVER="127.0.0.1:1"
-    )
+    nowhere = {**environment, "ACCLIMATE_SERVER": "127.0.0.1:1"}
+    told = run([*program, name.model, green], nowhere, expected=1)
     assert ": " in told.splitlines()[-1]
 
 
