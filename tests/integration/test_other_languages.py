@@ -85,13 +85,12 @@ def test_the_go_program_streams_predictions(service: Service, tmp_path: Path) ->
     (module / "predict").mkdir()
     shutil.copy(ROOT / "clients/go/main.go", module / "predict")
     built = tmp_path / "predict"
-    words = ["go", "build", "-o", built, "example.com/you/acclimate/predict"]
-    run(
-        words,
-        GO111MODULE="off",
-        GOPATH=f"{tmp_path}{os.pathsep}{GO_PACKAGES}",
-        GOCACHE=str(tmp_path / "cache"),
-    )
+    go = {
+        "GO111MODULE": "off",
+        "GOPATH": f"{tmp_path}{os.pathsep}{GO_PACKAGES}",
+        "GOCACHE": str(tmp_path / "cache"),
+    }
+    run(["go", "build", "-o", built, "example.com/you/acclimate/predict"], go)
     check([built], service, tmp_path)
 
 
@@ -109,9 +108,9 @@ def test_the_java_program_streams_predictions(service: Service, tmp_path: Path) 
     assert rpc.submodule_search_locations is not None
     common = Path(next(iter(rpc.submodule_search_locations))).parents[1]
     details = ("google/rpc/status.proto", "google/rpc/error_details.proto")
-    run(["protoc", "-I", common, "-I", "/usr/include", f"--java_out={sources}", *details])
+    run(["protoc", "-I", common, "-I", "/usr/include", f"--java_out={sources}", *details], {})
     classes, path = tmp_path / "classes", os.pathsep.join(map(str, CLASSPATH))
     files = [ROOT / "clients/java/Predict.java", *sources.rglob("*.java")]
-    run(["javac", "-nowarn", "-d", classes, "-cp", path, *files])
+    run(["javac", "-nowarn", "-d", classes, "-cp", path, *files], {})
     program = ["java", "-cp", f"{classes}{os.pathsep}{path}", "Predict"]
     check([*program], service, tmp_path)
