@@ -357,3 +357,19 @@ def test_a_version_that_memory_runs_out_for_leaves_the_old_one_serving_and_is_tr
     full.clear()
     until(lambda: served_by(service, name) == str(second))
     served.release()
+
+
+def test_requests_for_a_version_whose_load_hangs_leave_the_queue_to_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = (version(store, model(store, name), classifier(3)) for name in ("slow", "quick"))
+    limits = Limits(poll_seconds=0.05, predictions=8)
+    with running(store, limits) as service, ThreadPoolExecutor(8) as pool:
+        go_on = blocked(service, monkeypatch, slow)
+        asking = [pool.submit(served_by, service, slow) for _ in range(8)]
+        until(lambda: sum(one.done() for one in asking) == 6)
+        refused = {one.result() for one in asking if one.done()}
+        assert refused == {"StatusCode.RESOURCE_EXHAUSTED"}
+        assert served_by(service, quick) == str(quick)
+        go_on.set()
+        assert {one.result(20) for one in asking} == {*refused, str(slow)}

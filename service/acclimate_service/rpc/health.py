@@ -3,8 +3,8 @@
 Everything is NOT_SERVING until the store was reached and every alias was tried, and
 from when the server drains. In between, ``""`` and the services that need the store are
 SERVING while it is in reach; those that predict need none, and go on without it: they
-are what a balancer of predictions should ask for. ``models/m`` is SERVING while a
-loaded, warmed version answers for its alias "production".
+are what a balancer of predictions should ask for. ``models/m`` is SERVING while its alias
+"production" is answered, from memory or by a load that did not fail the last time.
 """
 
 from __future__ import annotations

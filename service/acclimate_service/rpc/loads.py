@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Unpack
 
@@ -35,15 +36,27 @@ class _Failure:
 
 
 class Loads:
-    """Loads into *pool* as *opening* opens. Belongs to one event loop; the store is in *lane*."""
+    """Loads into *pool* as *opening* opens. Belongs to one event loop; the store is in *lane*.
+
+    At most *crowd* requests wait for one version: a load that hangs must leave room for those
+    that ask for others.
+    """
 
     def __init__(
-        self, store: Store, pool: Pool[ModelVersion], *, opening: Opening, lane: Lane
+        self,
+        store: Store,
+        pool: Pool[ModelVersion],
+        *,
+        opening: Opening,
+        lane: Lane,
+        crowd: int,
     ) -> None:
         self._store = store
         self._pool = pool
         self._opening = opening
         self._lane = lane
+        self._crowd = crowd
+        self._waiting: Counter[VersionName] = Counter()  # requests
         self._failures: dict[VersionName, _Failure] = {}
 
     async def load(self, name: VersionName, **how: Unpack[Urgency]) -> Handle[ModelVersion]:
@@ -78,6 +91,7 @@ class Loads:
         its file only to find the same.
 
         Raises:
+            Overloaded: enough requests wait for it already.
             ServiceError: as ``load``.
         """
         failure = self._failures.get(name)
@@ -87,7 +101,15 @@ class Loads:
             and time.monotonic() < failure.at + RETRY_SECONDS
         ):
             raise failure.error.with_traceback(None)
-        return await self.load(name, prompt=True)
+        if self._waiting[name] >= self._crowd:
+            raise Overloaded(f"the queue for {name}, which is being loaded,", retry_after=1)
+        self._waiting[name] += 1
+        try:
+            return await self.load(name, prompt=True)
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name]
 
     def failed(self, name: VersionName) -> bool:
         """Whether it would not load the last time."""

@@ -52,7 +52,8 @@ class Served:
     """The names that are answered, over the versions in *pool*. Belongs to one event loop.
 
     The store is called in *lane*; sessions are made as *execution* says, of the file in
-    *precision* where the guard accepted one of the version, else of its fp32 file.
+    *precision* where the guard accepted one of the version, else of its fp32 file. At most
+    *crowd* requests wait for one version to load.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Served:
         lane: Lane,
         health: Health,
         metrics: Metrics,
+        crowd: int,
     ) -> None:
         self._store = store
         self._pool = pool
         opening = Opening(store, execution=execution, precision=precision)
-        self._loads = Loads(store, pool, opening=opening, lane=lane)
+        self._loads = Loads(store, pool, opening=opening, lane=lane, crowd=crowd)
         self._lane = lane
         self._pointers = Pointers(pool, loads=self._loads, health=health, metrics=metrics)
         self._moves = Moves(

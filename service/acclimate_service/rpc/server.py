@@ -169,6 +169,7 @@ class Server:
             lane=self._lane,
             health=self.health,
             metrics=self.metrics,
+            crowd=max(limits.predictions // 4, 1),
         )
         self.keyring = Keyring(store, lane=self._lane, clock=utc_now)
         self._door = Door(
