@@ -1,8 +1,8 @@
 """Keeping up with the store: who may come in, and which version answers under which name.
 
-They are followed apart, and so are the store's files. A version may take minutes to load and
+They are followed apart, and so are the store's files. A candidate may take seconds to load and
 a bucket half a minute to say no, and in that time a revoked token must not stay good, nor a
-store that went away be told as in reach.
+store that went away be told as in reach. Aliases are moved beside all that: see ``moves``.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Following:
                 self._files_away = ""
 
     async def _follow(self) -> None:
-        """Make the moves of aliases here, and follow rollouts, for as long as loading takes."""
+        """Have the moves of aliases made here, and follow rollouts."""
         behind = False
         while True:
             await asyncio.sleep(self._interval)

@@ -1,11 +1,11 @@
-"""Which version answers under which name, and the only place where that changes.
+"""Which version answers under which name: what is asked, and what is moved here.
 
 A version is loaded and warmed before an alias moves to it, so a move never costs a
 request; one that cannot be loaded leaves the old one serving. Requests that resolved
 a name before a move finish on the version they resolved.
 
 Other replicas, and workers that promote what the guard accepted, move aliases in the
-store alone: ``catch_up`` reads those moves and makes them here.
+store alone: ``catch_up`` reads those moves and has them made here, see ``moves``.
 
 What an alias points at need not be loaded: a server that starts loads what there is room
 and time for, and the pool unloads what was unused longest. The next request loads it.
