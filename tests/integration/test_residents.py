@@ -85,10 +85,22 @@ def test_a_server_that_starts_loads_what_there_is_room_for_and_the_rest_when_ask
     for name, found in made.items():
         store.registry.set_alias(AliasName(name, "production"), found, who="a test", why="")
     with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
-        assert ready(service) == {*MODELS[:2]}
+        assert len(ready(service)) == 2
         assert {service.health(f"models/{name}") for name in MODELS} == {"SERVING"}
         answer = service.inference.Predict(ask(f"models/{MODELS[-1]}", RED), timeout=10)
         assert answer.version == str(made[MODELS[-1]])
+
+
+def test_a_server_that_starts_gives_the_room_to_production_first(store: Store) -> None:
+    made = {}
+    for name in ("a", "z"):
+        shop = model(store, name)
+        other, made[name] = (version(store, shop, classifier(gain)) for gain in (5, 6))
+        store.registry.set_alias(AliasName(name, "blue"), other, who="a test", why="")
+        store.registry.set_alias(AliasName(name, "production"), made[name], who="a test", why="")
+    with running(store, Limits(poll_seconds=0.05), budget=ROOM) as service:
+        loaded = {one.version for one in service.server.served.pool.resident()}
+        assert loaded == {str(found) for found in made.values()}
 
 
 def trial(store: Store, name: str, mode: RolloutMode, gain: float) -> RolloutName:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Iterable
 
 import structlog
 
@@ -59,8 +60,11 @@ class Moves:
             StoreUnavailable: the store is out of reach.
         """
         self._eager_until = time.monotonic() + EAGER_SECONDS
-        await self.look()
-        await asyncio.gather(*self._at_work.values())
+        moved = await self._read()
+        production = {alias for alias in moved if alias.alias == PRODUCTION}
+        for wave in (production, moved - production):  # of little room, production has the first
+            self._start(wave)
+            await asyncio.gather(*self._at_work.values())
         self._begun.set()
 
     async def look(self) -> None:
@@ -71,17 +75,11 @@ class Moves:
                 started before: they are made at a later look.
             Exception: what else following raised.
         """
-        moved, self._marker = await self._lane.run(self._store.registry.aliases_moved, self._marker)
+        moved = await self._read()
         now = time.monotonic()
         again = [alias for alias, at in self._again.items() if at <= now]
         self._again |= dict.fromkeys(again, math.inf)  # until it has failed once more
-        for alias in {*moved, *again}:
-            self._due.setdefault(alias.model, set()).add(alias)
-        over = [self._at_work.pop(model) for model, task in [*self._at_work.items()] if task.done()]
-        # They take turns in this order: production comes first, over all models.
-        for model in sorted(self._due.keys() - self._at_work.keys(), key=self._urgency):
-            self._at_work[model] = asyncio.create_task(self._follow_model(model))
-        for task in over:
+        for task in self._start({*moved, *again}):
             task.result()
 
     def try_again(self, alias: AliasName) -> None:
@@ -124,6 +122,21 @@ class Moves:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # ── following ────────────────────────────────────────────────────────────
+
+    async def _read(self) -> set[AliasName]:
+        """What was moved since the last time."""
+        moved, self._marker = await self._lane.run(self._store.registry.aliases_moved, self._marker)
+        return set(moved)
+
+    def _start(self, aliases: Iterable[AliasName]) -> list[asyncio.Task[None]]:
+        """Have aliases followed, and those that are due since before; the tasks that are over."""
+        for alias in aliases:
+            self._due.setdefault(alias.model, set()).add(alias)
+        over = [self._at_work.pop(model) for model, task in [*self._at_work.items()] if task.done()]
+        # They take turns in this order: production comes first, over all models.
+        for model in sorted(self._due.keys() - self._at_work.keys(), key=self._urgency):
+            self._at_work[model] = asyncio.create_task(self._follow_model(model))
+        return over
 
     async def _follow_model(self, model: str) -> None:
         async with self._turns:
