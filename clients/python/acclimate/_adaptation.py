@@ -10,6 +10,7 @@ from acclimate import _calls, _names, _wire
 from acclimate._connection import Connection
 from acclimate._upload import Upload
 from acclimate._window import Window
+from acclimate.errors import AcclimateError
 from acclimate.job import Job
 from acclimate.resources import (
     Acknowledgement,
@@ -75,6 +76,7 @@ class AdaptationCalls:
         role: Role = Role.AUTO,
         request_id: str | None = None,
         on_acknowledgement: Callable[[Acknowledgement], None] | None = None,
+        on_wait: Callable[[AcclimateError, float], None] | None = None,
     ) -> UploadResult:
         """Upload labelled images as one batch, which jobs see once it is whole.
 
@@ -89,6 +91,8 @@ class AdaptationCalls:
             role: what they are given for.
             request_id: what makes the upload resumable by another call.
             on_acknowledgement: told every answer, in order, on the calling thread.
+            on_wait: told what is waited for when the service refuses for a while (its disk is
+                full, say), and for how many seconds at most.
 
         Raises:
             TypeError: *examples* is a path: read it with `examples_from_folder`.
@@ -106,7 +110,8 @@ class AdaptationCalls:
             request_id=request_id or _calls.new_request_id(),
             on_acknowledgement=on_acknowledgement,
         )
-        return Upload(self._connection, window=window, examples=examples).run()
+        upload = Upload(self._connection, window=window, examples=examples, on_wait=on_wait)
+        return upload.run()
 
     def batches(self, domain: str) -> list[LabeledBatch]:
         """All batches of a domain."""

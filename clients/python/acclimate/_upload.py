@@ -16,7 +16,7 @@ from acclimate import _wire
 from acclimate._calls import STREAM_SECONDS
 from acclimate._connection import Connection
 from acclimate._status import error_of
-from acclimate._waiting import Patience
+from acclimate._waiting import OnWait, Patience
 from acclimate._window import Window
 from acclimate.errors import AcclimateError, Unavailable, UploadMismatch
 from acclimate.resources import Example, LabeledBatch, UploadResult
@@ -85,13 +85,18 @@ class Upload:
     """An upload under way, across all its attempts."""
 
     def __init__(
-        self, connection: Connection, *, window: Window, examples: Iterable[Example]
+        self,
+        connection: Connection,
+        *,
+        window: Window,
+        examples: Iterable[Example],
+        on_wait: OnWait | None = None,
     ) -> None:
         self._connection = connection
         self._stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
         self._window = window
         self._examples = iter(examples)
-        self._patience = Patience(connection.patience)
+        self._patience = Patience(connection.patience, on_wait=on_wait)
 
     def run(self) -> UploadResult:
         """Send everything and commit it, through as many attempts as that takes.

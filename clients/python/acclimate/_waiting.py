@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from acclimate._status import is_transient
 from acclimate.errors import AcclimateError, DeadlineExceeded
@@ -15,6 +16,8 @@ from acclimate.errors import AcclimateError, DeadlineExceeded
 HELD_SECONDS = 60.0  # a connection that lasts so long has answered pings: see Terms.options
 FIRST_DELAY = 0.1  # seconds
 LAST_DELAY = 3.0
+
+OnWait = Callable[[AcclimateError, float], None]  # what failed, and for how long it is tried again
 
 
 class Delays:
@@ -63,11 +66,13 @@ class Patience:
     """How long a resumable stream keeps trying: *seconds* of failures without getting further.
 
     They count from the first failure: before it the stream may have been silent for long,
-    as a job is that tells nothing, or a caller who asks nothing.
+    as a job is that tells nothing, or a caller who asks nothing. *on_wait* is told the first
+    failure, and for how many seconds it will be tried again.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, on_wait: OnWait | None = None) -> None:
         self._seconds = seconds
+        self._on_wait = on_wait
         self.renew()
 
     def renew(self) -> None:
@@ -94,10 +99,12 @@ class Patience:
         if not (resumable or is_transient(error) or isinstance(error, DeadlineExceeded)):
             raise error
         now, delay = time.monotonic(), self._delays.next(error)
-        if self._until is None:
-            self._until = now + self._seconds
-        if now + delay >= self._until:
+        first, until = self._until is None, self._until or now + self._seconds
+        self._until = until
+        if now + delay >= until:
             raise error
+        if first and self._on_wait is not None:
+            self._on_wait(error, self._seconds)
         return delay
 
     def wait(self, error: AcclimateError, *, resumable: bool = False) -> None:

@@ -259,6 +259,20 @@ def test_a_folder_is_uploaded_and_refused_images_are_named(
     assert "BAD_IMAGE: 1/b.png: the file is empty" in result.stderr
 
 
+def test_an_upload_that_is_refused_for_a_while_says_so_once_and_what_it_waits_for(
+    run: Any, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.png").write_bytes(b"a")
+    service.faults.break_after = [0, 0, 0]
+    result = run("upload", tmp_path, "--domain", "pens", "--json")
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("acclimate: WAITING: STORE_UNAVAILABLE: broken on command; trying again")
+    assert line.endswith("for up to 120 s")
+    assert json.loads(result.stdout)["batch"]["accepted"] == 1
+
+
 def test_a_thousand_refusals_of_one_kind_are_not_a_thousand_lines(run: Any, tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     for number in range(23):

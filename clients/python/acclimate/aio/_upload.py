@@ -10,7 +10,7 @@ import grpc
 from acclimate import _wire
 from acclimate._calls import STREAM_SECONDS
 from acclimate._status import error_of
-from acclimate._waiting import Patience
+from acclimate._waiting import OnWait, Patience
 from acclimate._window import Window
 from acclimate.aio._connection import Connection
 from acclimate.errors import AcclimateError, Unavailable, UploadMismatch
@@ -84,12 +84,17 @@ class Upload:
     """An upload under way, across all its attempts."""
 
     def __init__(
-        self, connection: Connection, *, window: Window, examples: AsyncIterator[Example]
+        self,
+        connection: Connection,
+        *,
+        window: Window,
+        examples: AsyncIterator[Example],
+        on_wait: OnWait | None = None,
     ) -> None:
         self._connection = connection
         self._window = window
         self._examples = examples
-        self._patience = Patience(connection.patience)
+        self._patience = Patience(connection.patience, on_wait=on_wait)
 
     async def run(self) -> UploadResult:
         """Send everything and commit it, through as many attempts as that takes.

@@ -230,6 +230,7 @@ class Client:
         role: Role = Role.AUTO,
         request_id: str | None = None,
         on_acknowledgement: Callable[[Acknowledgement], None] | None = None,
+        on_wait: Callable[[AcclimateError, float], None] | None = None,
     ) -> UploadResult:
         """Upload labelled images as one batch, which jobs see once it is whole.
 
@@ -242,6 +243,8 @@ class Client:
             role: what they are given for.
             request_id: what makes the upload resumable by another call.
             on_acknowledgement: told every answer, in order, on the event loop.
+            on_wait: told what is waited for when the service refuses for a while (its disk is
+                full, say), and for how many seconds at most.
 
         Raises:
             TypeError: *examples* is a path: read it with `examples_from_folder`.
@@ -259,7 +262,8 @@ class Client:
             request_id=request_id or _calls.new_request_id(),
             on_acknowledgement=on_acknowledgement,
         )
-        return await Upload(self._connection, window=window, examples=each(examples)).run()
+        upload = Upload(self._connection, window=window, examples=each(examples), on_wait=on_wait)
+        return await upload.run()
 
     async def adapt(self, model: str, domain: str, **options: Unpack[AdaptOptions]) -> Job:
         """Start the job that adapts a model to a domain, or bootstraps a bare backbone.

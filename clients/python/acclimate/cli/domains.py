@@ -14,6 +14,7 @@ import typer
 from acclimate.cli.options import DEFAULT_SERVER, AsJson, Server, belongs_to, connect
 from acclimate.cli.output import ago, console, plain, print_json, print_table, short, words
 from acclimate.cli.refusals import complain, usage
+from acclimate.cli.spoken import spoken
 from acclimate.resources import Acknowledgement, Domain, Example, Role
 
 if TYPE_CHECKING:
@@ -181,7 +182,12 @@ def upload(
         try:
             with _counter() as count:
                 result = client.upload(
-                    domain, examples, role=role, request_id=request_id, on_acknowledgement=told
+                    domain,
+                    examples,
+                    role=role,
+                    request_id=request_id,
+                    on_acknowledgement=told,
+                    on_wait=_say_what_is_waited_for,
                 )
         except NotFound:
             raise usage(
@@ -199,6 +205,12 @@ def upload(
             f"{result.batch.name}: {result.accepted} accepted, {result.duplicates} there already, "
             f"{result.batch.rejected} refused"
         )
+
+
+def _say_what_is_waited_for(error: AcclimateError, seconds: float) -> None:
+    """A line on stderr, so that minutes of trying again are not silence."""
+    told = f"{error.reason}: {spoken(error.message)}; trying again for up to {seconds:.0f} s"
+    complain("WAITING", told)
 
 
 def _goes_on(error: AcclimateError, *, begun: bool) -> bool:
