@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from acclimate_service.domain.calibration import Calibration, Estimate
-from acclimate_service.domain.comparison import Comparison, at_least, within
+from acclimate_service.domain.comparison import Comparison, Relation, at_least, within
 from acclimate_service.domain.evidence import Evidence, Ints, Paired, Since
 from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
@@ -69,10 +69,11 @@ def accuracy(name: str, pairs: Paired | None, allowed: Tolerance) -> Check:
         limit=allowed.limit,
         measure="points",
     )
+    told: Relation = "<" if high < allowed.margin else "≤"
     bound = Comparison(
         what="at worst",
         value=high,
-        relation="≥" if undecided else "<",
+        relation="≥" if undecided else told,
         limit=allowed.margin,
         measure="points",
     )

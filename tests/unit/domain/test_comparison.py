@@ -28,6 +28,7 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
 }
 ACCURACY = {
     ("≤", "<"): Decision.ACCEPT,
+    ("≤", "≤"): Decision.ACCEPT,
     ("≤", "≥"): Decision.INCONCLUSIVE,
     (">", "≤"): Decision.REJECT,
     (">", ">"): Decision.INCONCLUSIVE,
@@ -118,6 +119,16 @@ def test_a_first_version_tells_what_it_must_beat() -> None:
     assert told(few, "source accuracy") == "images 9 < 30"
     wrong = judge_first(BALANCED, labels=labels, probabilities=np.roll(probabilities, 1, axis=1))
     assert told(wrong, "source accuracy") == "accuracy 0.0% ≤ 33.3%"
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_where_all_may_be_lost_it_is_not_said_that_all_is_less_than_all(n: int) -> None:
+    lax = GuardPolicy(target_margin=1, reason="a test")
+    target = paired(n, 0, 0, before=0.0, name="domains/webcam")
+    verdict = judge(lax, Evidence(source=paired(300, 0, 0), target=target))
+    assert check(verdict, "target accuracy").decision is Decision.ACCEPT
+    (_, bound) = check(verdict, "target accuracy").decided_by
+    assert RELATIONS[bound.relation](bound.value, bound.limit)
 
 
 def test_numbers_that_differ_are_written_so_that_they_do() -> None:
