@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,15 @@ def has(*programs: str) -> bool:
     return all(shutil.which(program) for program in programs)
 
 
-def run(words: list[object], environment: dict[str, str], *, expected: int = 0) -> str:
+def run(
+    words: list[object], environment: Mapping[str, str] | None = None, *, expected: int = 0
+) -> str:
     """What a program printed."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [str(word) for word in words],
         cwd=ROOT,
-        env=os.environ | {"PATH": programs} | environment,
+        env=os.environ | {"PATH": programs} | dict(environment or {}),
         check=False,
         capture_output=True,
         text=True,
@@ -52,25 +55,25 @@ def run(words: list[object], environment: dict[str, str], *, expected: int = 0) 
     return done.stdout + done.stderr
 
 
-def generate(language: str, folder: Path, **environment: str) -> None:
+def generate(language: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
     template = f"clients/{language}/buf.gen.yaml"
     words = ["buf", "generate", "--template", template, "-o", folder]
     run([*words, "--path", "protos/acclimate/v1"], environment)
 
 
-def check(program: list[object], service: Service, folder: Path, **environment: str) -> None:
+def check(program: list[object], service: Service, folder: Path) -> None:
     """A stream of three images, of which one is none; and a server that is not there."""
     name = model(service.store, folder.name)
     promote(service, name, version(service.store, name, classifier(30)))
     green, none = folder / "green.png", folder / "none.png"
     green.write_bytes(plain((10, 240, 10)))
     none.write_text("nothing")
-    here = {**environment, "ACCLIMATE_SERVER": f"127.0.0.1:{service.port}"}
+    here = {"ACCLIMATE_SERVER": f"127.0.0.1:{service.port}"}
     lines = run([*program, name.model, green, none, green], here).splitlines()
     best = f"{green} green 1.000 {name}/versions/1"
     assert (lines[0], lines[2]) == (best, best)
     assert lines[1].startswith(f"{none} BAD_IMAGE not a JPEG")
-    nowhere = {**environment, "ACCLIMATE_SERVER": "127.0.0.1:1"}
+    nowhere = {"ACCLIMATE_SERVER": "127.0.0.1:1"}
     told = run([*program, name.model, green], nowhere, expected=1)
     assert ": " in told.splitlines()[-1]
 
@@ -85,12 +88,9 @@ def test_the_go_program_streams_predictions(service: Service, tmp_path: Path) ->
     (module / "predict").mkdir()
     shutil.copy(ROOT / "clients/go/main.go", module / "predict")
     built = tmp_path / "predict"
-    go = {
-        "GO111MODULE": "off",
-        "GOPATH": f"{tmp_path}{os.pathsep}{GO_PACKAGES}",
-        "GOCACHE": str(tmp_path / "cache"),
-    }
-    run(["go", "build", "-o", built, "example.com/you/acclimate/predict"], go)
+    words = ["go", "build", "-o", built, "example.com/you/acclimate/predict"]
+    packages = f"{tmp_path}{os.pathsep}{GO_PACKAGES}"
+    run(words, {"GO111MODULE": "off", "GOPATH": packages, "GOCACHE": str(tmp_path / "cache")})
     check([built], service, tmp_path)
 
 
@@ -102,15 +102,16 @@ def test_the_java_program_streams_predictions(service: Service, tmp_path: Path) 
     plugin = tmp_path / "protoc-gen-grpc-java"  # the name that others give it
     plugin.symlink_to(shutil.which("grpc_java_plugin") or "")
     sources = tmp_path / "sources"
-    generate("java", sources, PATH=f"{Path(sys.executable).parent}:{tmp_path}:{os.environ['PATH']}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    generate("java", sources, {"PATH": path})
     rpc = importlib.util.find_spec("google.rpc")  # Debian has no jar of these messages
     assert rpc is not None
     assert rpc.submodule_search_locations is not None
     common = Path(next(iter(rpc.submodule_search_locations))).parents[1]
     details = ("google/rpc/status.proto", "google/rpc/error_details.proto")
-    run(["protoc", "-I", common, "-I", "/usr/include", f"--java_out={sources}", *details], {})
-    classes, path = tmp_path / "classes", os.pathsep.join(map(str, CLASSPATH))
+    run(["protoc", "-I", common, "-I", "/usr/include", f"--java_out={sources}", *details])
+    classes, jars = tmp_path / "classes", os.pathsep.join(map(str, CLASSPATH))
     files = [ROOT / "clients/java/Predict.java", *sources.rglob("*.java")]
-    run(["javac", "-nowarn", "-d", classes, "-cp", path, *files], {})
-    program = ["java", "-cp", f"{classes}{os.pathsep}{path}", "Predict"]
+    run(["javac", "-nowarn", "-d", classes, "-cp", jars, *files])
+    program = ["java", "-cp", f"{classes}{os.pathsep}{jars}", "Predict"]
     check([*program], service, tmp_path)
