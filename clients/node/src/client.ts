@@ -1,8 +1,10 @@
 /** The client: upload, adapt, watch, promote and predict, as typed calls. */
 
+import { Access } from "./access.js";
 import {
   Connection,
   LOAD_SECONDS,
+  ONCE,
   Patience,
   STREAM_SECONDS,
   newRequestId,
@@ -10,9 +12,11 @@ import {
   type Settings,
 } from "./connection.js";
 import { Unavailable } from "./errors.js";
+import { receiveVersion, register, type VersionFiles } from "./files.js";
 import { Job } from "./job.js";
 import * as names from "./names.js";
 import { Questions } from "./questions.js";
+import { Rollouts } from "./rollouts.js";
 import { errorOf } from "./status.js";
 import {
   AdaptationJob_State as State,
@@ -35,6 +39,7 @@ import {
   RegisterModelRequest_Draft as Draft,
   RegistryServiceClient,
   SetAliasRequest,
+  WeightsSource_Kind as WeightsKind,
   type Alias,
   type Model,
   type ModelVersion,
@@ -55,7 +60,10 @@ export type AdaptOptions = Partial<AdaptationSpec> & {
 };
 
 /** What a model is registered with; see RegisterModelRequest.Draft in registry.proto. */
-export type RegisterOptions = Partial<Draft>;
+export type RegisterOptions = Partial<Draft> & {
+  /** A file to send, safetensors or a plain state dict, in place of `weights`. */
+  file?: string;
+};
 
 export interface PredictOptions {
   /** Where the images come from: the version adapted to it answers. Left out: the model's name decides. */
@@ -81,6 +89,10 @@ export interface PredictOptions {
  *     const { version, predictions } = await client.predict("products", [image]);
  */
 export class Client {
+  /** Tokens and the audit log. */
+  readonly access: Access;
+  /** Versions tried on live traffic before they serve. */
+  readonly rollouts: Rollouts;
   private readonly adaptation: AdaptationServiceClient;
   private readonly registry: RegistryServiceClient;
   private readonly inference: InferenceServiceClient;
@@ -90,6 +102,8 @@ export class Client {
     this.adaptation = new AdaptationServiceClient(target, channel, options);
     this.registry = new RegistryServiceClient(target, channel, options);
     this.inference = new InferenceServiceClient(target, channel, options);
+    this.access = new Access(connection);
+    this.rollouts = new Rollouts(connection);
   }
 
   static async open(target = DEFAULT_TARGET, settings: Settings = {}): Promise<Client> {
@@ -99,6 +113,7 @@ export class Client {
   /** Close the connection; calls under way are cancelled. */
   close(): void {
     for (const stub of [this.adaptation, this.registry, this.inference]) stub.close();
+    for (const part of [this.access, this.rollouts]) part.close();
   }
 
   // ── domains and images ─────────────────────────────────────────────────────
@@ -167,21 +182,38 @@ export class Client {
 
   // ── models and versions ────────────────────────────────────────────────────
 
-  /** Register a model whose weights come from a hub or a package. */
+  /** Register a model: its weights come from a hub, a package, or a file that is sent. */
   registerModel(id: string, options: RegisterOptions): Promise<RegisterModelResponse> {
-    return new Promise((resolve, reject) => {
-      const deadline = Date.now() + this.connection.timeout * 1000;
-      const call = this.registry.registerModel(
-        this.connection.metadata(),
-        { deadline },
-        (error, answer) => (error ? reject(errorOf(error)) : resolve(answer)),
-      );
-      const sourceDomain = options.sourceDomain ? names.domainName(options.sourceDomain) : "";
-      const given = { requestId: newRequestId(), ...options, modelId: id, sourceDomain };
-      call.write({ part: { $case: "draft", draft: Draft.fromPartial(given) } });
-      call.write({ part: { $case: "commit", commit: { sha256: "" } } });
-      call.end();
-    });
+    const { file, ...draft } = options;
+    const sourceDomain = draft.sourceDomain ? names.domainName(draft.sourceDomain) : "";
+    const given = { requestId: newRequestId(), ...draft, modelId: id, sourceDomain };
+    if (file !== undefined) given.weights = { kind: WeightsKind.KIND_FILE, reference: "" };
+    return register(this.connection, this.registry, Draft.fromPartial(given), file);
+  }
+
+  /**
+   * Write a version's model.onnx, weights.safetensors and manifest.json into a folder; each is
+   * checked against its digest before it gets its name.
+   */
+  export(version: string, folder: string): Promise<VersionFiles> {
+    const { connection, registry } = this;
+    return receiveVersion(connection, registry, names.versionName(version), folder);
+  }
+
+  /** Give a model the guard policy that its later jobs take over; it is recorded, with why. */
+  setGuard(
+    model: string,
+    options: { preset?: string; overrides?: Record<string, unknown>; reason: string },
+  ): Promise<Model> {
+    const set = this.registry.setModelGuard.bind(this.registry);
+    const { preset = "balanced", overrides, reason } = options;
+    return this.connection.call(set, { name: names.modelName(model), preset, overrides, reason });
+  }
+
+  /** Make a version of what the guard did not accept; who and why is recorded. */
+  force(job: string, reason: string): Promise<ModelVersion> {
+    const force = this.registry.forceModelVersion.bind(this.registry);
+    return this.connection.call(force, { job: names.jobName(job), reason }, ONCE);
   }
 
   model(name: string): Promise<Model> {
@@ -350,9 +382,6 @@ export class Client {
     }
   }
 }
-
-/** For calls whose second time would be refused, or would act again. */
-const ONCE = { repeats: 0 };
 
 async function* each<From, To>(
   items: Iterable<From> | AsyncIterable<From>,

@@ -22,6 +22,10 @@ import { errorOf, isTransient } from "./status.js";
 export const STREAM_SECONDS = 300;
 /** Of a call that loads a version before it answers, as the service allows. */
 export const LOAD_SECONDS = 300;
+/** Of a call that carries a model's files, whose size sets its time. */
+export const BULK_SECONDS = 3600;
+/** For calls whose second time would be refused, or would act again. */
+export const ONCE = { repeats: 0 };
 
 const MESSAGE_BYTES = 64 * 2 ** 20;
 /** A connection that lasts so long has answered pings: see keepalive below. */
@@ -49,6 +53,12 @@ export interface Settings {
   token?: string;
   /** Encrypt; `{}` trusts the system's roots. Left out: plain text. */
   tls?: TLS;
+}
+
+/** How often a call is repeated at most, and the seconds for all of it. */
+export interface Often {
+  repeats?: number;
+  seconds?: number;
 }
 
 /** A unary method of a generated stub, bound to it. */
@@ -116,21 +126,31 @@ export class Connection {
    * One unary call, repeated after transient errors if it may be: it reads, or it names a
    * request id or the state to reach.
    */
-  async call<Request, Answer>(
+  call<Request, Answer>(
     method: Method<Request, Answer>,
     request: Request,
-    { repeats: most = this.retries, seconds = this.timeout } = {},
+    often: Often = {},
+  ): Promise<Answer> {
+    const once = (deadline: number): Promise<Answer> =>
+      new Promise((resolve, reject) => {
+        method(request, this.metadata(), { deadline }, (error, answer) => {
+          if (error) reject(error);
+          else resolve(answer);
+        });
+      });
+    return this.attempt(once, often);
+  }
+
+  /** What `once` gives, told the deadline, and again after transient errors. */
+  async attempt<Answer>(
+    once: (deadline: number) => Promise<Answer>,
+    { repeats: most = this.retries, seconds = this.timeout }: Often = {},
   ): Promise<Answer> {
     const deadline = Date.now() + seconds * 1000;
     const delays = new Delays();
     for (let repeats = most; ; repeats -= 1) {
       try {
-        return await new Promise<Answer>((resolve, reject) => {
-          method(request, this.metadata(), { deadline }, (error, answer) => {
-            if (error) reject(error);
-            else resolve(answer);
-          });
-        });
+        return await once(deadline);
       } catch (failure) {
         const error = errorOf(failure);
         const delay = delays.next(error);

@@ -1,11 +1,16 @@
+export { Access, type TokenOptions } from "./access.js";
 export { Client, DEFAULT_TARGET } from "./client.js";
 export type { AdaptOptions, PredictOptions, RegisterOptions } from "./client.js";
 export type { Settings, TLS } from "./connection.js";
 export * from "./errors.js";
+export type { VersionFiles } from "./files.js";
 export { examplesFromFolder, labelsOfFolder } from "./folders.js";
 export { Job, ended } from "./job.js";
+export { Rollouts, type RolloutOptions } from "./rollouts.js";
 export { examplesFromSheet, labelsOfSheet } from "./sheets.js";
 export type { Example, UploadResult } from "./upload.js";
+export { AccessRole } from "./stubs/acclimate/v1/access.js";
+export type { AuditEntry, Token } from "./stubs/acclimate/v1/access.js";
 export {
   AdaptationJob_Kind as JobKind,
   AdaptationJob_Phase as Phase,
@@ -28,3 +33,5 @@ export type {
 } from "./stubs/acclimate/v1/inference.js";
 export { Decoding, WeightsSource_Kind as WeightsKind } from "./stubs/acclimate/v1/registry.js";
 export type { Alias, Model, ModelVersion } from "./stubs/acclimate/v1/registry.js";
+export { Rollout_Mode as RolloutMode, Rollout_State as RolloutState } from "./stubs/acclimate/v1/rollout.js";
+export type { Rollout, RolloutCounts, RolloutLimits } from "./stubs/acclimate/v1/rollout.js";

@@ -18,6 +18,13 @@ export function versionName(text: string, model = ""): string {
   return `${modelName(model)}/versions/${text}`;
 }
 
+/** `digits/20261125-101500-1a2b3c`, of a rollout of `digits`. */
+export function rolloutName(text: string): string {
+  if (text.startsWith("models/")) return text;
+  const slash = text.indexOf("/");
+  return `${modelName(text.slice(0, Math.max(slash, 0)))}/rollouts/${text.slice(slash + 1)}`;
+}
+
 /** What answers: `digits` (its production), `digits@canary` or `digits/3`. */
 export function servedName(text: string): string {
   if (text.startsWith("models/")) return text;

@@ -1,13 +1,19 @@
 /**
  * The client against a real service, which tests/acceptance/test_node_client.py starts:
- * ACCLIMATE_SERVER is where it listens, ACCLIMATE_PHOTOS a folder of labelled images.
+ * ACCLIMATE_SERVER is where it listens, ACCLIMATE_PHOTOS a folder of labelled images,
+ * ACCLIMATE_WEIGHTS a file of a tf_efficientnet_lite0's.
  */
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { mkdtemp, readFile, readdir, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import {
+  AccessRole,
   AlreadyExists,
   Client,
   Conflict,
@@ -15,8 +21,11 @@ import {
   EventKind,
   InvalidRequest,
   JobState,
+  NotAllowed,
   NotFound,
   Role,
+  RolloutMode,
+  RolloutState,
   UploadMismatch,
   WeightsKind,
   examplesFromFolder,
@@ -28,6 +37,7 @@ import { FrayingWire } from "./fraying_wire.js";
 
 const target = process.env["ACCLIMATE_SERVER"] ?? assert.fail("set ACCLIMATE_SERVER");
 const folder = process.env["ACCLIMATE_PHOTOS"] ?? assert.fail("set ACCLIMATE_PHOTOS");
+const weights = process.env["ACCLIMATE_WEIGHTS"] ?? assert.fail("set ACCLIMATE_WEIGHTS");
 
 let client: Client;
 let examples: Example[];
@@ -228,4 +238,115 @@ test("models, versions, aliases and jobs are listed, and a report is fetched", a
   await client.promote("digits", "1", "canary");
   await client.deleteAlias("digits", "canary", "seen enough");
   assert.equal((await client.aliases("digits")).length, 1);
+});
+
+test("weights travel from a file through a connection that breaks", async () => {
+  const size = (await readFile(weights)).byteLength;
+  const wire = new FrayingWire(target, size / 2, 1);
+  const frayed = await Client.open(await wire.open());
+  try {
+    const registered = await frayed.registerModel("sent", {
+      architecture: { library: "timm", name: "tf_efficientnet_lite0" },
+      file: weights,
+      sourceDomain: "studio",
+    });
+    assert.equal(wire.cuts, 1);
+    assert.equal(registered.model?.weights?.kind, WeightsKind.KIND_FILE);
+    assert.equal((await client.model("sent")).name, "models/sent");
+  } finally {
+    frayed.close();
+    wire.close();
+  }
+  const architecture = { library: "timm", name: "tf_efficientnet_lite0" };
+  await assert.rejects(client.registerModel("lost", { architecture, file: "nowhere" }), /ENOENT/);
+  await assert.rejects(client.model("lost"), NotFound);
+});
+
+test("a version is exported whole, and a file that is not whole gets no name", async () => {
+  const there = await mkdtemp(join(tmpdir(), "acclimate-"));
+  await writeFile(join(there, "notes.txt"), "mine");
+  const { sha256 } = await client.export("digits/1", there);
+  const names = ["manifest.json", "model.onnx", "notes.txt", "weights.safetensors"];
+  assert.deepEqual((await readdir(there)).sort(), names);
+  for (const [name, digest] of sha256) {
+    const found = createHash("sha256").update(await readFile(join(there, name)));
+    assert.equal(found.digest("hex"), digest, name);
+  }
+  assert.equal(sha256.get("model.onnx"), (await client.version("digits/1")).sha256);
+  await assert.rejects(client.export("digits/9", there), NotFound);
+
+  const nowhere = await mkdtemp(join(tmpdir(), "acclimate-"));
+  const wire = new FrayingWire(target, 2 ** 20, 100);
+  const frayed = await Client.open(await wire.open(), { retries: 1 });
+  try {
+    await assert.rejects(frayed.export("digits/1", nowhere));
+    const whole = (await readdir(nowhere)).filter((name) => name !== "manifest.json");
+    assert.deepEqual(whole, []);
+  } finally {
+    frayed.close();
+    wire.close();
+  }
+});
+
+test("a model's guard is set with a reason, and only what was refused is forced", async () => {
+  const overrides = { source_margin: 0.02 };
+  const given = { preset: "strict", overrides, reason: "it sorts medicines" };
+  const model = await client.setGuard("digits", given);
+  assert.equal(model.guardPreset, "strict");
+  assert.equal(model.guardOverrides?.["source_margin"], 0.02);
+  await assert.rejects(client.setGuard("digits", { reason: "" }), InvalidRequest);
+  const [job] = await all(client.jobs({ model: "digits" }));
+  await assert.rejects(client.force(job!.name, "so"), InvalidRequest);
+});
+
+test("a rollout is started, seen, and stopped; a second one waits its turn", async () => {
+  const job = await client.adapt("digits", "studio", {
+    strategy: "head",
+    epochs: 1,
+    views: 1,
+    base: "1",
+  });
+  await job.wait(120);
+  const version = job.version || (await client.force(job.name, "for the test")).name;
+  const mode = RolloutMode.MODE_SHADOW;
+  const limits = { minimum: 500 };
+  const begun = await client.rollouts.start("digits", version, { mode, share: 0.5, limits });
+  assert.equal(begun.state, RolloutState.STATE_RUNNING);
+  assert.equal(begun.limits?.minimum, 500);
+  await assert.rejects(client.rollouts.start("digits", version), Conflict);
+  assert.deepEqual((await all(client.rollouts.list("digits"))).map(({ name }) => name), [begun.name]);
+  const short = begun.name.replace("models/", "").replace("/rollouts", "");
+  const stopped = await client.rollouts.stop(short, "seen enough");
+  assert.equal(stopped.state, RolloutState.STATE_STOPPED);
+  assert.equal((await client.rollouts.get(begun.name)).state, RolloutState.STATE_STOPPED);
+});
+
+test("tokens are made, limited, rotated and revoked, and the log says by whom", async () => {
+  const { secret } = await client.access.createToken("root", [AccessRole.ACCESS_ROLE_ADMIN]);
+  const root = await Client.open(target, { token: secret });
+  try {
+    const roles = [AccessRole.ACCESS_ROLE_PREDICT];
+    const made = await root.access.createToken("camera-7", roles, {
+      models: ["digits"],
+      lifetime: 3600,
+    });
+    assert(made.token?.expireTime);
+    const camera = await Client.open(target, { token: made.secret });
+    assert.equal((await camera.predict("digits", [examples[0]!.image])).predictions.length, 1);
+    await assert.rejects(camera.promote("digits", "1"), NotAllowed);
+    const rotated = await root.access.rotateToken("camera-7", { overlap: 600 });
+    assert.notEqual(rotated.secret, made.secret);
+    await root.access.revokeToken(made.token!.name);
+    await sleep(2000); // "within seconds"
+    await assert.rejects(camera.predict("digits", [examples[0]!.image]), NotAllowed);
+    camera.close();
+    const listed = await all(root.access.tokens());
+    const known = listed.map(({ principal, revokeTime }) => [principal, revokeTime !== undefined]);
+    assert.deepEqual(known.sort(), [["camera-7", false], ["camera-7", true], ["root", false]]);
+    const [latest] = await all(root.access.audit({ who: "root", action: "RevokeToken" }));
+    assert.equal(latest!.subject, made.token!.name);
+    assert(latest!.time instanceof Date);
+  } finally {
+    root.close();
+  }
 });
