@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def test_the_node_client_uploads_adapts_watches_and_predicts(
 
 
 @pytest.mark.skipif(node_is_old(), reason=f"needs Node.js {OLDEST} or newer with npm")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("built")
 def test_the_node_client_speaks_tls_and_shows_its_certificate(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path / "tls")
@@ -95,12 +97,20 @@ def test_the_node_client_speaks_tls_and_shows_its_certificate(tmp_path: Path) ->
         "host": "0.0.0.0",  # noqa: S104  127.0.0.2 is called, too
     }
     running = Service(tmp_path / "home", serve=files, work={})
+    words = ["tokens", "create", "root", "--role", "admin", "--local", "--json"]
+    made = subprocess.run(
+        [sys.executable, "-m", "acclimate", *words, "--home", str(running.home)],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     running.serve.start()
     try:
         wait_for(lambda: "serving on" in running.serve.log.read_text(), 60, "the server's start")
         environment = os.environ | {
             "ACCLIMATE_TLS_SERVER": running.target,
             "ACCLIMATE_TLS_FOLDER": str(authority.folder),
+            "ACCLIMATE_ROOT": json.loads(made.stdout)["secret"],
         }
         words = ["node", "--test", "dist/test/tls.test.js"]
         done = subprocess.run(words, check=False, env=environment, **RUN)
