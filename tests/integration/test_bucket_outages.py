@@ -121,7 +121,7 @@ def test_while_the_bucket_is_away_what_is_loaded_answers_and_the_rest_says_when_
 def test_an_alias_that_is_moved_elsewhere_to_what_cannot_be_fetched_leaves_the_old_one_serving(
     opener: Opener, faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acclimate_service.rpc.served.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("acclimate_service.rpc.loads.RETRY_SECONDS", 0.5)
     store = opener("one")
     name, first, second = two_versions(store, "moved")
     alias = AliasName(name.model, "production")
@@ -138,7 +138,7 @@ def test_an_alias_that_is_moved_elsewhere_to_what_cannot_be_fetched_leaves_the_o
 def test_a_server_that_starts_without_its_bucket_serves_what_is_at_hand_and_then_the_rest(
     opener: Opener, faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acclimate_service.rpc.served.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("acclimate_service.rpc.loads.RETRY_SECONDS", 0.5)
     store = opener("one")
     kept, first, _ = two_versions(store, "kept")
     other, _, second = two_versions(store, "other")

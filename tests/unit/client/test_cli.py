@@ -15,7 +15,7 @@ from tests.unit.client.test_job import story
 from tests.unit.client.test_registry import pieces
 from typer.testing import CliRunner, Result
 
-from acclimate.cli import app, options
+from acclimate.cli import app, options, output
 from acclimate.cli.extras import require
 from acclimate.v1 import adaptation_pb2, registry_pb2
 
@@ -37,6 +37,7 @@ HANDED_ON = [["store"]]
 def run(target: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("ACCLIMATE_SERVER", target)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(output.console, "width", 200)  # it may have read another one already
 
     def invoke(*words: object) -> Result:
         return CliRunner().invoke(app, [str(word) for word in words])
