@@ -134,6 +134,12 @@ def erase(
     content: Annotated[str, typer.Option(help="The sha256 of its pixels.")] = "",
     domain: Annotated[str, typer.Option(help="With --id: a domain that holds it.")] = "",
     id_: Annotated[str, typer.Option("--id", help="What its uploader called it.")] = "",
+    cancel_jobs: Annotated[
+        bool, typer.Option("--cancel-jobs", help="Cancel the jobs that may have read it.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(help="With --cancel-jobs: for how many seconds to await their ends.")
+    ] = 300,
     home: Home = None,
     database_url: DatabaseUrl = None,
     blobs: BlobsAt = None,
@@ -152,7 +158,8 @@ def erase(
             content = erasure.content_of(store.database, domain.removeprefix("domains/"), id_)
         elif not content:
             raise InvalidSpec("name the image: --image, --content, or --domain with --id")
-        erased = store.erase(content, who=getpass.getuser(), why=reason)
+        patience = wait if cancel_jobs else None
+        erased = store.erase(content, who=getpass.getuser(), why=reason, cancel_jobs=patience)
     shards = cache.forget(settings.home / cache.FOLDER, content)
     _print(
         {
@@ -160,7 +167,9 @@ def erase(
             "batches": [str(name) for name in erased.batches],
             "files": len(erased.files),
             "cache_shards": shards,
+            "cancelled": [str(name) for name in erased.cancelled],
             "reports": [str(name) for name in erased.reports],
+            "candidates": [str(name) for name in erased.candidates],
             "trained": [str(name) for name in erased.trained],
             "measured": [str(name) for name in erased.measured],
         }

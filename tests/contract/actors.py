@@ -26,8 +26,8 @@ from tests.contract.builders import (
 from tests.contract.builders import upload as upload_whole
 
 from acclimate_service.domain.errors import LeaseLost
-from acclimate_service.domain.examples import Role
-from acclimate_service.domain.job import EventKind, JobState
+from acclimate_service.domain.examples import Role, Split
+from acclimate_service.domain.job import EventKind, JobState, Lease
 from acclimate_service.domain.model import Manifest
 from acclimate_service.domain.names import VersionName
 from acclimate_service.store import NewVersion, Store, open_store
@@ -117,8 +117,31 @@ def live(store: Store, say: Say, seed: int) -> None:
             say(("version", str(ended.version)))
 
 
+def train(store: Store, say: Say, worker: str, content: str) -> None:
+    """See jobs through until none is left; of each, say whether it was given the image."""
+    while (taken := store.jobs.claim(worker, lease_seconds=60, max_attempts=3)) is not None:
+        job, lease = taken
+        assert job.draft.source is not None
+        read = store.domains.examples(job.draft.source, splits=tuple(Split), up_to=job.reads_up_to)
+        say((job.name.job, content in {example.content for example in read}))
+        cancelled = any(beat(store, lease) for _ in range(5))
+        store.jobs.finish(
+            lease,
+            state=JobState.CANCELLED if cancelled else JobState.SUCCEEDED,
+            summary={},
+            version=None if cancelled else new_version(store, job),
+        )
+
+
+def beat(store: Store, lease: Lease) -> bool:
+    """Work for a moment; whether the job is to be cancelled."""
+    time.sleep(0.01)
+    return store.jobs.heartbeat(lease, 60).cancel_requested
+
+
 ACTORS: dict[str, Callable[..., None]] = {
     "claim": claim,
+    "train": train,
     "live": live,
     "upload": upload,
     "finish_and_die": finish_and_die,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.builders import (
@@ -30,7 +31,7 @@ from acclimate_service.domain.names import DomainName, VersionName
 from acclimate_service.store import AuditFilter, Store
 
 FACE = Picture(b"somebody's face")
-WHO = {"who": "ann", "why": "asked to"}
+WHO: Any = {"who": "ann", "why": "asked to"}
 
 
 @pytest.fixture
@@ -236,19 +237,20 @@ def test_an_image_erased_before_its_upload_names_its_file_is_not_taken_without_o
 
 def test_an_image_is_not_erased_under_a_job(store: Store) -> None:
     upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
-    job = store.jobs.enqueue(draft(make_version(store)), request_id="")
-    with pytest.raises(ImageInUse, match=str(job.name)):
+    store.jobs.enqueue(draft(make_version(store)), request_id="")
+    job, lease = claimed(store)
+    with pytest.raises(ImageInUse, match=f"{job.name}.*--cancel-jobs"):
         store.erase(FACE.content, **WHO)
     assert store.blobs.exists(store.blobs.put(FACE.file))
-    store.jobs.request_cancel(job.name)
+    store.jobs.finish(lease, state=JobState.REJECTED, summary={})
     assert store.erase(FACE.content, **WHO).files
 
 
 def test_erasing_needs_a_name_and_a_reason_and_is_recorded(store: Store) -> None:
     upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
-    for words in ({"who": "", "why": "asked to"}, {"who": "ann", "why": " "}):
+    for who, why in (("", "asked to"), ("ann", " ")):
         with pytest.raises(InvalidSpec):
-            store.erase(FACE.content, **words)
+            store.erase(FACE.content, who=who, why=why)
     store.erase(FACE.content, **WHO)
     (entry,) = store.audit.list(AuditFilter(subject=f"content/{FACE.content}")).items
     assert (entry.who, entry.action, entry.why) == ("ann", "EraseImage", "asked to")

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.contract.builders import SOURCE, furnish, make_version
+from tests.contract.builders import SOURCE, claimed, draft, furnish, make_version
 from tests.objectstore import ObjectStore
 
 from acclimate_service import imaging
 from acclimate_service.domain.examples import EMPTY_CHAIN, Role, chain_digest
+from acclimate_service.domain.job import JobState
 from acclimate_service.store import Bucket, Received, Store, open_store
 
 
@@ -162,6 +163,28 @@ def test_an_image_is_erased_by_the_name_its_uploader_gave(home: Path) -> None:
     again = run(*words, home=home)
     assert again.returncode == 1
     assert "NOT_FOUND" in again.stderr
+
+
+def test_an_image_is_erased_beside_a_job_that_read_it_if_the_job_may_be_cancelled(
+    home: Path,
+) -> None:
+    store = store_at(home)
+    store.jobs.enqueue(draft(), request_id="")
+    job, lease = claimed(store)
+    store.jobs.release(lease)
+    words = ("erase", "--domain", "amazon", "--id", "mug/1.png", "--reason", "asked to")
+    refused = run(*words, home=home)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"acclimate: IMAGE_IN_USE: {job.name}: ")
+    assert "--cancel-jobs" in line
+    unending = run(*words, "--cancel-jobs", "--wait", "nan", home=home)
+    assert unending.stderr.startswith("acclimate: INVALID_SPEC: ")
+    erased = told(*words, "--cancel-jobs", home=home)
+    assert erased["cancelled"] == [str(job.name)]
+    assert erased["files"] == 1
+    assert store.jobs.get(job.name).state is JobState.CANCELLED
+    store.close()
 
 
 def test_a_rehearsed_tidying_removes_nothing(home: Path) -> None:

@@ -262,12 +262,9 @@ class RolloutRunning(ServiceError):
 
 
 class ImageInUse(ServiceError):
-    """A job works on a domain that holds the image, which cannot be erased under it."""
+    """Jobs that have not ended may have read the image, which cannot be erased beside them."""
 
     reason = "IMAGE_IN_USE"
-
-    def __init__(self, job: str) -> None:
-        super().__init__(f"{job} may be using the image; wait for its end or cancel it", job=job)
 
 
 class VersionUnloadable(ServiceError):

@@ -136,9 +136,13 @@ class Store:
         """See :func:`~acclimate_service.store.retention.tidy`."""
         return retention.tidy(self.database, policy, rehearse=rehearse)
 
-    def erase(self, content: str, *, who: str, why: str) -> Erasure:
+    def erase(
+        self, content: str, *, who: str, why: str, cancel_jobs: float | None = None
+    ) -> Erasure:
         """See :func:`~acclimate_service.store.erasure.erase`."""
-        return erasure.erase(self.database, self.blobs, content, who=who, why=why)
+        return erasure.erase(
+            self.database, self.blobs, content, who=who, why=why, cancel_jobs=cancel_jobs
+        )
 
     def close(self) -> None:
         """Give all connections back and end all threads."""

@@ -86,6 +86,14 @@ class Transaction:
             key = zlib.crc32(what.encode())
             self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
 
+    def hold(self, table: sa.Table) -> None:
+        """Let nobody else write, or lock, a row of *table* until this transaction ends.
+
+        On SQLite every writing transaction is alone already.
+        """
+        if self.connection.dialect.name == "postgresql":
+            self.connection.exec_driver_sql(f'LOCK TABLE "{table.name}" IN EXCLUSIVE MODE')
+
     def row(self, statement: sa.Executable) -> sa.Row[Any] | None:
         """The one row that *statement* gives, if any."""
         return self.connection.execute(statement).one_or_none()

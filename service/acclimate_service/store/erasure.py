@@ -8,21 +8,19 @@ before still holds the image.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import BlobNotFound, ImageInUse, InvalidSpec, NotFound
-from acclimate_service.domain.examples import Split
-from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import BatchName, JobName, VersionName
-from acclimate_service.store import audit, batches, mistakes, schema
+from acclimate_service.store import audit, batches, mistakes, readers, schema
 from acclimate_service.store.blobs import Blobs
 from acclimate_service.store.engine import Database, Transaction
-
-_UNENDED = [state.value for state in JobState if not state.ended]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,33 +31,69 @@ class Erasure:
     batches: tuple[BatchName, ...]  # that held it
     files: tuple[str, ...]  # digests of the blobs removed
     reports: tuple[JobName, ...]  # removed, since they showed it
+    candidates: tuple[JobName, ...]  # refused ones that read it: they can be forced no more
+    cancelled: tuple[JobName, ...] = ()  # had read it, and ended by being cancelled
     trained: tuple[VersionName, ...]  # learnt from it, themselves or by descent
     measured: tuple[VersionName, ...]  # chosen or judged by it
 
 
-def erase(database: Database, blobs: Blobs, content: str, *, who: str, why: str) -> Erasure:
+def erase(
+    database: Database,
+    blobs: Blobs,
+    content: str,
+    *,
+    who: str,
+    why: str,
+    cancel_jobs: float | None = None,
+) -> Erasure:
     """Erase the image of this content from every domain, and record that it was done.
 
     Rows go first, then files: if this dies between the two, calling it again is refused
     as there is no such image, and reconciling collects the files. Who uploads the image
     meanwhile has uploaded it anew, and keeps it.
 
+    Args:
+        database: Where the rows are.
+        blobs: Where the files are.
+        content: The sha256 of the image's upright RGB pixels.
+        who: Who asks for it.
+        why: The reason.
+        cancel_jobs: Cancel the jobs that may have read it, and wait as many seconds for
+            their ends; None: be refused beside them.
+
     Raises:
-        ImageInUse: a job that has not ended may read a domain that holds it.
-        InvalidSpec: nobody is named, or no reason is given.
+        ImageInUse: a job that has not ended may have read it.
+        InvalidSpec: nobody is named, or no reason is given, or the time is none.
         NotFound: no domain holds it.
         StoreUnavailable: the store is out of reach, or a backup is being made.
     """
     if not (who.strip() and why.strip()):
         raise InvalidSpec("erasing an image needs a name and a reason")
-    shown: dict[str, bool] = {}
+    if cancel_jobs is not None and not 0 <= cancel_jobs < math.inf:
+        raise InvalidSpec("the seconds to wait for the ends of jobs must be 0 or more")
+    ended: dict[JobName, None] = {}  # most often there is none to cancel
+    until = time.monotonic() + (cancel_jobs or 0)
     erasure = None
     while erasure is None:
-        _read_reports(database, blobs, content, shown)
-        erasure = database.write(_erase, content, shown, who, why)
+        try:
+            erasure = _erase_rows(database, blobs, content, who, why)
+        except ImageInUse:
+            if cancel_jobs is None:
+                raise
+            with audit.acting_as(audit.Actor(who=who, origin="cli", why=why)):
+                ended |= dict.fromkeys(readers.cancel(database, content, until=until))
     gone = [digest for digest in erasure.files if database.write(_delete, blobs, digest)]
     _forget_log(database)
-    return replace(erasure, files=tuple(gone))
+    return replace(erasure, files=tuple(gone), cancelled=tuple(ended))
+
+
+def _erase_rows(database: Database, blobs: Blobs, content: str, who: str, why: str) -> Erasure:
+    shown: dict[str, bool] = {}
+    while True:
+        _read_reports(database, blobs, content, shown)
+        erasure = database.write(_erase, content, shown, who, why)
+        if erasure is not None:
+            return erasure
 
 
 def content_of(database: Database, batch_domain: str, id_: str) -> str:
@@ -111,30 +145,34 @@ def _erase(
 ) -> Erasure | None:
     """Delete the rows; None, and nothing is done, if a report came that is not in *shown*."""
     tx.serialize(batches.LOCK)
+    tx.hold(schema.jobs)  # none is claimed, and none ends, between the look and the deletion
     examples, jobs = schema.examples, schema.jobs
-    rows = tx.rows(sa.select(examples).where(examples.c.content == content))
+    rows = readers.rows_of(tx, content)
     if not rows:
         raise NotFound(
             f"image of content {content}", see="the ways to name one in `store erase --help`"
         )
-    busy = tx.scalar(
-        sa.select(jobs.c.id)
-        .where(jobs.c.state.in_(_UNENDED))
-        .where(jobs.c.model.in_(mistakes.readers(_holding(content))))
-        .limit(1)
-    )
-    if busy is not None:
-        raise ImageInUse(str(JobName(busy)))
+    lineages = readers.Lineages.of(tx)
+    if busy := readers.unended(tx, rows, lineages):
+        raise readers.in_use(
+            busy,
+            "may have read the image; wait for the end, or have `acclimate store erase "
+            "--cancel-jobs` end what has read it",
+        )
     _, reports = _reports_about(tx, content)
     if any(job not in shown for job, _ in reports):
         return None
     showing = [job for job, shows in shown.items() if shows]
-    trained, measured = _taught(tx, rows)
+    trained, measured = lineages.taught(rows)
+    refused = readers.refused(tx, rows, lineages)
     tx.run(sa.delete(examples).where(examples.c.content == content))
     files = {row.blob for row in rows}
     gone = tx.rows(sa.select(jobs.c.report_html, jobs.c.report_json).where(jobs.c.id.in_(showing)))
     files.update(digest for row in gone for digest in row if digest)
     tx.run(sa.update(jobs).where(jobs.c.id.in_(showing)).values(report_html="", report_json=""))
+    for job in refused:  # else somebody could force a version that has learnt from the image
+        kept = {key: value for key, value in job.summary.items() if key != "manifest"}
+        tx.run(sa.update(jobs).where(jobs.c.id == job.id).values(summary=kept))
     audit.record(
         tx, who=who, action=audit.ERASED, subject=audit.image(content), why=why, origin="cli"
     )
@@ -143,8 +181,9 @@ def _erase(
         batches=tuple(dict.fromkeys(BatchName(row.domain, row.batch) for row in rows)),
         files=tuple(sorted(files)),
         reports=tuple(JobName(job) for job in showing),
+        candidates=tuple(JobName(job.id) for job in refused),
         trained=trained,
-        measured=tuple(name for name in measured if name not in trained),
+        measured=measured,
     )
 
 
@@ -165,51 +204,6 @@ def _holding(content: str) -> Any:
     """The domains that hold the image."""
     examples = schema.examples
     return sa.select(examples.c.domain).where(examples.c.content == content)
-
-
-def _taught(
-    tx: Transaction, rows: Sequence[Any]
-) -> tuple[tuple[VersionName, ...], tuple[VersionName, ...]]:
-    """The versions that learnt from the image, and those that were measured by it.
-
-    A job reads what was committed when it began, of its own domains and of all that its
-    incumbent was made for: what was learnt is shown again, and judged again. So every
-    version counts whose lineage has a job on the image's domain, and that was made after
-    the image's batch was committed. What descends from a trained version was trained on
-    all that it was.
-    """
-    trained: dict[VersionName, None] = {}
-    measured: dict[VersionName, None] = {}
-    every, table = _versions(tx), schema.batches
-    for row in rows:
-        if not row.committed:
-            continue
-        committed_at = tx.scalar(sa.select(table.c.touched_at).where(table.c.id == row.batch))
-        into = trained if Split(row.split) is Split.TRAIN else measured
-        reading: set[VersionName] = set()
-        for made in every:
-            if row.domain in (made.source, made.target) or _parent(made) in reading:
-                reading.add(name := VersionName(made.model, made.id))
-                if made.created_at >= committed_at:
-                    into[name] = None
-    for made in every:
-        if _parent(made) in trained:
-            trained[VersionName(made.model, made.id)] = None
-    return tuple(trained), tuple(measured)
-
-
-def _versions(tx: Transaction) -> Sequence[Any]:
-    """All versions with the domains of their jobs, parents before what descends from them."""
-    versions, jobs = schema.versions, schema.jobs
-    columns = (versions.c.model, versions.c.id, versions.c.parent, versions.c.created_at)
-    query = sa.select(*columns, jobs.c.source, jobs.c.target).join(
-        jobs, jobs.c.id == versions.c.job
-    )
-    return tx.rows(query.order_by(versions.c.number))
-
-
-def _parent(version: Any) -> VersionName | None:
-    return None if version.parent is None else VersionName(version.model, version.parent)
 
 
 def _forget_log(database: Database) -> None:
