@@ -84,8 +84,18 @@ def test_a_model_keeps_how_its_jpegs_are_decoded(
     assert store.registry.get_model(ModelName("other")) == made
     assert store.registry.create_model(asked, "r") == made
     other: Decoding = "scaled" if decoding == "full" else "full"
-    with pytest.raises(RequestIdReused):
-        store.registry.create_model(dataclasses.replace(asked, decoding=other), "r")
+    again = dataclasses.replace(
+        asked,
+        preprocessing=None if given is None else given.model_copy(update={"decoding": other}),
+        decoding=other,
+    )
+    way_out = f"never changes.*new name.*--decoding {other}.*adapt.*alias"
+    with pytest.raises(RequestIdReused, match=way_out):
+        store.registry.create_model(again, "r")
+    with pytest.raises(AlreadyExists, match=way_out):
+        store.registry.create_model(again, "another request")
+    with pytest.raises(AlreadyExists, match="choose another id"):
+        store.registry.create_model(asked, "another request")
 
 
 def test_a_model_needs_its_source_domain(store: Store) -> None:

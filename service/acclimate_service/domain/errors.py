@@ -93,8 +93,8 @@ class RequestIdReused(ServiceError):
 
     reason = "REQUEST_ID_REUSED"
 
-    def __init__(self, request_id: str) -> None:
-        super().__init__(f"request_id {request_id!r} belongs to another request; use a new one")
+    def __init__(self, request_id: str, *, then: str = "use a new one") -> None:
+        super().__init__(f"request_id {request_id!r} belongs to another request; {then}")
 
 
 class WeightsMismatch(ServiceError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -161,7 +161,11 @@ def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:
         row = tx.row(sa.select(table).where(table.c.request_id == request_id))
         if row is not None:
             return _same_model(row, model, request_id)
-    if tx.row(sa.select(table.c.id).where(table.c.id == model.name.model)) is not None:
+    row = tx.row(sa.select(table).where(table.c.id == model.name.model))
+    if row is not None:
+        found = _model_of(row)
+        if found.decoding != model.decoding and found.architecture == model.architecture:
+            raise AlreadyExists(str(model.name), then=_to_decode(found, model))
         raise AlreadyExists(str(model.name))
     source = model.source_domain
     if source is not None and not tx.rows(
@@ -197,7 +201,7 @@ def _same_model(row: Any, model: Model, request_id: str) -> Model:
     changed since, so it counts only where the request said something.
     """
     found = _model_of(row)
-    asked = dataclasses.replace(
+    asked = replace(
         model,
         created_at=found.created_at,
         labels=model.labels or found.labels,
@@ -205,9 +209,27 @@ def _same_model(row: Any, model: Model, request_id: str) -> Model:
         source_domain=model.source_domain or found.source_domain,
         guard=found.guard,
     )
-    if asked != found:
-        raise RequestIdReused(request_id)
-    return found
+    if asked == found:
+        return found
+    way, given = {"decoding": found.decoding}, asked.preprocessing
+    alike = replace(
+        asked,
+        decoding=found.decoding,
+        preprocessing=None if given is None else given.model_copy(update=way),
+    )
+    if alike == found:
+        raise RequestIdReused(request_id, then=_to_decode(found, model))
+    raise RequestIdReused(request_id)
+
+
+def _to_decode(found: Model, asked: Model) -> str:
+    """Why a model's decoding stays what it is, and how to have the other one."""
+    return (
+        f"{found.name} decodes JPEGs {found.decoding}, as all its versions were trained and "
+        f"judged, so that never changes. For {asked.decoding}, register the same weights under a "
+        f"new name (`acclimate register --decoding {asked.decoding}`), adapt that model to the "
+        "same domains, and set its alias; callers then ask for the new name"
+    )
 
 
 def _get_model(tx: Transaction, name: ModelName) -> Model:
