@@ -73,7 +73,7 @@ def export_candidate(
         ExportMismatch: the file does not answer as the network does.
     """
     story.enter(Phase.EXPORTING)
-    kept = story.kept(_KEY)
+    kept = story.kept_whole(_KEY)
     if kept is None:
         network.eval()
         parity_images = _parity_images(network, images)

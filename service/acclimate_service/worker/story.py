@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 
 import safetensors.torch
 import structlog
 
-from acclimate_service.domain.errors import StoreUnavailable
+from acclimate_service.domain.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from acclimate_service.domain.job import EventKind, Lease, Phase
 from acclimate_service.domain.names import DomainName
 from acclimate_service.store import Checkpoint, Look, Store
@@ -22,6 +23,7 @@ from acclimate_service.training.run import Facts
 
 log = structlog.get_logger(__name__)
 
+_AGAIN: Final[Summary] = {"done_again": True}  # in the record of a step that had to be
 _RETRY_SECONDS = 2.0
 _TRIES = 10
 
@@ -102,8 +104,32 @@ class Story:
 
     def kept(self, key: str) -> Checkpoint | None:
         """What an earlier attempt kept under this key, if it got so far."""
-        kept = self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job))
-        return kept.get(self._key(key))
+        found = self._row(key)
+        if found is None or found.record == _AGAIN:
+            return None
+        record = {name: value for name, value in found.record.items() if name not in _AGAIN}
+        return replace(found, record=record)
+
+    def kept_whole(self, key: str) -> Checkpoint | None:
+        """As :meth:`kept`, if all its files are there and are what they were; else None.
+
+        That is told, and the step is to be done again: once, since a place that loses
+        files, or changes them, may well lose what is made anew.
+
+        Raises:
+            BlobNotFound: a file is gone of a step that was done again before.
+            BlobCorrupt: a file has rotted of a step that was done again before.
+        """
+        found = self.kept(key)
+        for digest in () if found is None else found.blobs.values():
+            try:
+                self.patiently(functools.partial(self.store.blobs.verify, digest))
+            except (BlobCorrupt, BlobNotFound) as error:
+                if self._was_done_again(key):
+                    raise
+                self._give_up(key, error)
+                return None
+        return found
 
     def keep(self, key: str, record: Summary, files: dict[str, bytes]) -> dict[str, str]:
         """Keep a finished step: its files first, then the row that names them.
@@ -114,20 +140,41 @@ class Story:
 
         def write() -> dict[str, str]:
             blobs = {role: self.store.blobs.put(content) for role, content in files.items()}
-            self.store.jobs.checkpoint(self.lease, self._key(key), record, blobs)
+            mark = _AGAIN if self._was_done_again(key) else {}
+            self.store.jobs.checkpoint(self.lease, self._key(key), {**record, **mark}, blobs)
             return blobs
 
         return self.patiently(write)
+
+    def _give_up(self, key: str, error: BlobCorrupt | BlobNotFound) -> None:
+        """Let go of a kept step that cannot be read."""
+        self.tell(
+            EventKind.WARNING,
+            f"what was kept of {key} cannot be read any more ({error}), so it is done again",
+            {"step": key, "reason": error.reason, **error.metadata},
+        )
+        # In the row's own place, so that an attempt that dies here has not used it up.
+        self.patiently(lambda: self.store.jobs.checkpoint(self.lease, self._key(key), _AGAIN))
+
+    def _was_done_again(self, key: str) -> bool:
+        found = self._row(key)
+        return found is not None and _AGAIN.keys() <= found.record.keys()
+
+    def _row(self, key: str) -> Checkpoint | None:
+        return self.patiently(lambda: self.store.jobs.checkpoints(self.lease.job)).get(
+            self._key(key)
+        )
 
     def _key(self, key: str) -> str:
         return f"{key}@{self.rests_on}"
 
     def load(self, key: str) -> tuple[Summary, State] | None:
         """As the engine's ``Checkpoints`` wants it: summary and tensors."""
-        found = self.kept(key)
+        found = self.kept_whole(key)
         if found is None:
             return None
-        return found.record, safetensors.torch.load(self.store.blobs.get(found.blobs["state"]))
+        content = self.patiently(lambda: self.store.blobs.get(found.blobs["state"]))
+        return found.record, safetensors.torch.load(content)
 
     def save(self, key: str, summary: Summary, state: State) -> None:
         """As the engine's ``Checkpoints`` wants it: tensors as safetensors."""
