@@ -25,6 +25,7 @@ from acclimate.aio import _questions
 from acclimate.errors import (
     Conflict,
     DeadlineExceeded,
+    NotFound,
     Overloaded,
     Unavailable,
     UploadMismatch,
@@ -245,6 +246,26 @@ def test_a_streams_own_broken_iterable_reaches_the_caller(run: Run[None]) -> Non
         run(act)
 
 
+def test_an_iterable_that_breaks_between_two_attempts_reaches_the_caller(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.aio.client.STREAM_SECONDS", 0.1)
+    monkeypatch.setattr("acclimate._waiting.FIRST_DELAY", 1.0)  # at least half of it is waited
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(0.4)
+        raise ZeroDivisionError
+
+    async def act() -> None:
+        async with aio.Client(target, timeout=5, patience=5) as client:
+            async for _ in client.predict_stream("digits", broken()):
+                pass
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(act())
+
+
 def test_a_stream_left_early_ends_and_leaves_no_task(run: Run[set[str]]) -> None:
     async def act(client: aio.Client) -> set[str]:
         endless = (b"x" for _ in range(10**9))
@@ -292,6 +313,37 @@ def test_a_broken_upload_goes_on_and_sends_no_stored_example_twice(
     assert run(act) == 100
     assert service.batches["u1"].sent == list(range(100))
     assert told == sorted(set(told))
+
+
+def test_an_upload_that_is_refused_leaves_no_task(run: Run[list[str]]) -> None:
+    async def act(client: aio.Client) -> list[str]:
+        with pytest.raises(NotFound):
+            await client.upload("nowhere", examples(3), request_id="u1")
+        for _ in range(20):  # what was told to end does so in turns of the loop
+            await asyncio.sleep(0)
+        return [repr(task) for task in asyncio.all_tasks() if "request_iterator" in repr(task)]
+
+    assert run(act) == []
+
+
+def test_an_upload_whose_client_is_closed_ends_with_it(run: Run[None]) -> None:
+    async def act(client: aio.Client) -> None:
+        begun, closed = asyncio.Event(), asyncio.Event()
+
+        async def source() -> AsyncIterator[Example]:
+            yield examples(1)[0]
+            begun.set()
+            await closed.wait()
+            yield examples(2)[1]
+
+        uploading = asyncio.create_task(client.upload("pens", source(), request_id="u1"))
+        await begun.wait()
+        await client.close()
+        closed.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(uploading, 4)  # a silent stream is waited for longer
+
+    run(act)
 
 
 def test_what_one_client_began_the_other_goes_on_with(

@@ -26,8 +26,8 @@ class _Stream:
 
     def __init__(self, connection: Connection) -> None:
         self._silence = connection.timeout
-        self._outbox: asyncio.Queue[adaptation_pb2.UploadBatchRequest] = asyncio.Queue()
-        self._inbox: asyncio.Queue[adaptation_pb2.UploadBatchResponse | AcclimateError]
+        self._outbox: asyncio.Queue[adaptation_pb2.UploadBatchRequest | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[adaptation_pb2.UploadBatchResponse | BaseException]
         self._inbox = asyncio.Queue()
         stub = adaptation_pb2_grpc.AdaptationServiceStub(connection.channel)
         self._call = stub.UploadBatch(
@@ -36,8 +36,8 @@ class _Stream:
         self._carrying = asyncio.create_task(self._carry_in())
 
     async def _going_out(self) -> AsyncIterator[adaptation_pb2.UploadBatchRequest]:
-        while True:
-            yield await self._outbox.get()
+        while (message := await self._outbox.get()) is not None:
+            yield message
 
     async def _carry_in(self) -> None:
         try:
@@ -45,6 +45,9 @@ class _Stream:
                 self._inbox.put_nowait(response)
         except grpc.RpcError as failure:
             self._inbox.put_nowait(error_of(failure))
+        except asyncio.CancelledError as closed:  # the client was: this ends as any other call
+            self._inbox.put_nowait(closed)
+            raise
         else:
             early = Unavailable("the upload's stream ended early", reason="STREAM_ENDED")
             self._inbox.put_nowait(early)
@@ -62,6 +65,7 @@ class _Stream:
 
         Raises:
             AcclimateError: the call failed, ended, or stayed silent for too long.
+            CancelledError: the client was closed.
         """
         try:
             answer = await asyncio.wait_for(self._inbox.get(), self._silence)
@@ -69,12 +73,13 @@ class _Stream:
             raise Unavailable(
                 f"no answer to the upload for {self._silence:g} s", reason="STREAM_SILENT"
             ) from None
-        if isinstance(answer, AcclimateError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
     async def close(self) -> None:
         """End both directions."""
+        self._outbox.put_nowait(None)  # gRPC's own task reads it, even of a call that has ended
         self._call.cancel()
         self._carrying.cancel()
         await asyncio.wait([self._carrying])

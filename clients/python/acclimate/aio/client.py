@@ -175,10 +175,10 @@ class Client:
                     error = error_of(failure)
                     if not questions.waiting:
                         patience.rested(began)
-                if questions.error is not None:
-                    raise questions.error
-                if not questions.done:
+                if questions.error is None and not questions.done:
                     await asyncio.sleep(patience.delay(error))
+                if questions.error is not None:  # it may have come during the pause
+                    raise questions.error
         finally:
             await questions.stop()
 
