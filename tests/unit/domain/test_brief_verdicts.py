@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.unit.domain.outcomes import answers, paired
 
-from acclimate_service.domain.evidence import Evidence, Since
+from acclimate_service.domain.evidence import Evidence, Paired, Since
 from acclimate_service.domain.guard import judge, judge_first
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.verdict import ROWS_MOST, Verdict
@@ -80,3 +81,15 @@ def test_ten_thousand_labels_are_no_rows(classes: int) -> None:
     assert "classes" in first.measurements
     assert "classes" not in first.brief()["measurements"]  # type: ignore[operator]  # a mapping
     assert size(first.brief()) < 4000
+
+
+def test_a_candidate_whose_answers_are_unsound_everywhere_is_rejected_in_brief() -> None:
+    def unsound(name: str) -> Paired:
+        pairs = paired(20, 0, 0, name=name)
+        return replace(pairs, candidate=np.full_like(pairs.candidate, np.nan))
+
+    earlier = tuple(unsound(f"domains/camera-{place}") for place in range(ROWS_MOST + 1))
+    evidence = Evidence(source=unsound("domains/source"), target=TARGET, earlier=earlier)
+    brief: Any = judge(BALANCED, evidence).brief()
+    assert brief["decision"] == "REJECT"
+    assert len(brief["checks"]) == ROWS_MOST + 2
