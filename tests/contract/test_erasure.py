@@ -235,6 +235,16 @@ def test_an_image_erased_before_its_upload_names_its_file_is_not_taken_without_o
     assert store.reconcile().missing == ()
 
 
+def test_an_erased_image_is_looked_for_under_every_file_that_it_arrives_in(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    batch = store.domains.begin_batch(TARGET, Role.TRAIN, request_id="anew")
+    (first,) = received(store, [FACE])
+    store.erase(FACE.content, **WHO)
+    encoded_anew = replace(first, index=1, blob=store.blobs.put(b"the same pixels"))
+    with pytest.raises(BlobNotFound):
+        store.domains.add(batch.name, [first, encoded_anew])
+
+
 def test_an_image_is_not_erased_under_a_job(store: Store) -> None:
     upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
     store.jobs.enqueue(draft(make_version(store)), request_id="")

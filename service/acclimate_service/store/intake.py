@@ -120,14 +120,18 @@ def _check_erased(
     tx: Transaction, received: Sequence[Received], is_stored: Callable[[str], bool]
 ) -> None:
     """See that the files of images that were ever erased are there; others nobody takes away."""
-    subjects = {audit.image(item.content): item.blob for item in received if item.blob}
+    files: dict[str, set[str]] = {}  # several of one image, if it was encoded anew
+    for item in received:
+        if item.blob:
+            files.setdefault(audit.image(item.content), set()).add(item.blob)
     table = schema.audit
     erased = sa.select(table.c.subject).where(
-        table.c.action == audit.ERASED, table.c.subject.in_(subjects)
+        table.c.action == audit.ERASED, table.c.subject.in_(files)
     )
     for row in tx.rows(erased.distinct()):
-        if not is_stored(subjects[row.subject]):
-            raise BlobNotFound(subjects[row.subject])
+        for blob in sorted(files[row.subject]):
+            if not is_stored(blob):
+                raise BlobNotFound(blob)
 
 
 def _store(tx: Transaction, batch: Any, received: Sequence[Received]) -> list[Outcome]:
