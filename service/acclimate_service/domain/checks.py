@@ -15,7 +15,7 @@ from acclimate_service.domain.evidence import Evidence, Ints, Paired, Since
 from acclimate_service.domain.groups import Group, enlarged, groups, weigh
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import drop_interval, mcnemar
-from acclimate_service.domain.tolerance import Tolerance
+from acclimate_service.domain.tolerance import MOST, Tolerance
 from acclimate_service.domain.verdict import Check, Decision
 from acclimate_service.domain.wording import at_worst, more_images, points, some, sure
 
@@ -246,9 +246,8 @@ def _rise(name: str, unit: str, rise: Estimate, limit: float, n: int) -> Check:
     else:
         decision = UNDECIDED
         # The interval shrinks with the root of n.
-        needed = n + max(
-            1, math.ceil(n * ((rise.value - rise.low) / (rise.value - limit)) ** 2) - n
-        )
+        more = n * ((rise.value - rise.low) / (rise.value - limit)) ** 2
+        needed = max(n + 1, math.ceil(more)) if more <= MOST else None
         message = f"{seen}: undecided; {more_images(needed, n)}"
     if decision is not Decision.ACCEPT:
         by = (*by, within("at least", rise.low, limit, "rise"))

@@ -45,8 +45,9 @@ from acclimate_service.domain.groups import classes_of
 from acclimate_service.domain.measure import Json, measure, share
 from acclimate_service.domain.policy import GuardPolicy
 from acclimate_service.domain.statistics import wilson
-from acclimate_service.domain.tolerance import Tolerance
+from acclimate_service.domain.tolerance import MOST, Tolerance
 from acclimate_service.domain.verdict import Check, Decision, Verdict
+from acclimate_service.domain.wording import more_images
 
 __all__ = [
     "Check",
@@ -207,12 +208,13 @@ def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Che
         by = (at_least("images", n, needed, "count"),)
     elif low > rate:
         decision, message = Decision.ACCEPT, seen
-    elif right <= rate * n:
+    elif right / n <= rate:  # as the rate was divided: times n, it may fall short of itself
         decision, message = Decision.REJECT, f"{seen}, which is no worse"
         by = (within("accuracy", right / n, rate, "share"),)
     else:
         decision, needed = Decision.INCONCLUSIVE, _enough_for(right / n, n, rate, policy.level)
-        message = f"{seen}, which is not excluded; about {needed} verify images would decide"
+        message = f"{seen}, which is not excluded; "
+        message += f"about {needed} verify images would decide" if needed else more_images(None, n)
     return Check(
         name="source accuracy",
         decision=decision,
@@ -229,10 +231,12 @@ def _beats_majority(policy: GuardPolicy, right: int, n: int, rate: float) -> Che
     )
 
 
-def _enough_for(accuracy: float, n: int, rate: float, level: float) -> int:
-    """How many images would put the lower bound above *rate* < *accuracy*."""
+def _enough_for(accuracy: float, n: int, rate: float, level: float) -> int | None:
+    """How many images would put the lower bound above *rate* < *accuracy*, if any would."""
     while wilson(round(accuracy * n), n, level)[0] <= rate:
         n += max(1, n // 20)
+        if n > MOST:
+            return None
     return n
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from acclimate_service.domain.statistics import excludes, mcnemar, quantile, score, spent_level
 from acclimate_service.domain.verdict import Decision
 
-_MOST = 10_000_000  # images; what is undecided there counts as never decided
+MOST = 10_000_000  # images; what is undecided there counts as never decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Tolerance:
         )
         low, high = n, max(2 * n, 16)
         while not later._about_decides(p_lost, p_gained, high):
-            if high > _MOST:
+            if high > MOST:
                 return None
             low, high = high, 2 * high
         while high - low > 1:
@@ -75,8 +75,9 @@ class Tolerance:
                 low = middle
         # The exact test and whole images ask for a little more than the score.
         for _ in range(100):
-            counts = round(p_lost * high), round(p_gained * high)
-            if later.decide(*counts, high) is not Decision.INCONCLUSIVE:
+            lost = round(p_lost * high)
+            gained = min(round(p_gained * high), high - lost)  # both halves may round up
+            if later.decide(lost, gained, high) is not Decision.INCONCLUSIVE:
                 break
             high += max(1, high // 50)
         return high

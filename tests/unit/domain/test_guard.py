@@ -339,6 +339,30 @@ def test_a_first_version_that_guesses_is_not_accepted(right: int) -> None:
     assert verdict.decision is Decision.REJECT
 
 
+@pytest.mark.parametrize(("most", "n"), [(31, 39), (23, 43), (30, 52), (40, 52)])
+def test_a_first_version_that_always_answers_the_most_frequent_class_is_rejected(
+    most: int, n: int
+) -> None:
+    """Whatever rounding does to shares such as 31 of 39."""
+    labels = np.repeat([0, 1], [most, n - most])
+    always = np.tile([0.9, 0.1], (n, 1))
+    accuracy = judge_first(BALANCED, labels=labels, probabilities=always).checks[0]
+    assert accuracy.decision is Decision.REJECT
+    assert accuracy.decided_by[0].relation == "≤"
+
+
+def test_a_first_version_that_beats_the_majority_by_nothing_to_speak_of_asks_for_no_number() -> (
+    None
+):
+    labels = np.repeat([0, 1], [20, 20])
+    right = np.eye(2)[labels]
+    right[:10] = [0.0, 1.0]  # 30 of 40
+    first = judge_first(BALANCED, labels=labels, probabilities=right, majority=0.75 - 1e-9)
+    assert first.decision is Decision.INCONCLUSIVE
+    assert first.needed is None
+    assert "no number of images would decide" in first.summary
+
+
 def test_a_first_version_is_accepted_when_it_surely_beats_the_majority() -> None:
     labels = np.arange(100) % 5
     learned = answers(np.arange(100) < 80, labels, 5)

@@ -102,3 +102,22 @@ def test_a_rise_in_ece_is_harm_only_while_nll_has_not_fallen_beyond_doubt() -> N
             ece_rise=risen,
         )
         assert confidence("target", found, GuardPolicy())[1].decision is wanted
+
+
+def test_a_rise_a_hair_over_its_limit_asks_for_no_astronomic_number_of_images() -> None:
+    none = Estimate(value=0.0, low=0.0, high=0.0)
+    hair = Estimate(value=0.1 + 2e-16, low=0.05, high=0.15)
+    assert hair.value > GuardPolicy().ece_rise_limit
+    found = Calibration(
+        n=100,
+        nll_before=none,
+        nll_after=none,
+        nll_rise=none,
+        ece_before=none,
+        ece_after=none,
+        ece_rise=hair,
+    )
+    ece = confidence("target", found, GuardPolicy())[1]
+    assert ece.decision is Decision.INCONCLUSIVE
+    assert ece.needed is None
+    assert "no number of images would decide" in ece.message

@@ -86,3 +86,13 @@ def test_the_number_needed_decides_at_the_observed_rates(lost: float, gained: fl
     answer = later.decide(round(lost * needed), round(gained * needed), needed)
     assert answer is not Decision.INCONCLUSIVE
     assert answer is (Decision.ACCEPT if lost - gained <= 0.01 else Decision.REJECT)
+
+
+@pytest.mark.parametrize("half", [1, 2, 3, 5])
+def test_where_all_images_disagree_no_more_of_them_are_counted_than_there_are(half: int) -> None:
+    """Half lost and half gained: of an odd number, both would round up."""
+    allowed = Tolerance(limit=0.1, margin=0.2, level=0.01, looks=0)
+    assert allowed.decide(half, half, 2 * half) is Decision.INCONCLUSIVE
+    needed = allowed.needed(0.5, 0.5, 2 * half)
+    assert needed is not None
+    assert needed > 2 * half
