@@ -86,12 +86,15 @@ def requests(
     size = 0
     for image in images:
         content, its_shape = _content(image)
-        full = len(contents) == at_most or size + len(content) > REQUEST_BYTES
-        if contents and (full or its_shape != shape):
+        too_large = size + len(content) > REQUEST_BYTES
+        if contents and (too_large or its_shape != shape):
             yield wanted.request(contents, shape)
             contents, size = [], 0
         contents.append(content)
         shape, size = its_shape, size + len(content)
+        if len(contents) == at_most:  # not when the next image comes: a camera's may take long
+            yield wanted.request(contents, shape)
+            contents, size = [], 0
     if contents:
         yield wanted.request(contents, shape)
 

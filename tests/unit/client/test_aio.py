@@ -7,6 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
@@ -244,6 +245,34 @@ def test_a_streams_own_broken_iterable_reaches_the_caller(run: Run[None]) -> Non
 
     with pytest.raises(ZeroDivisionError):
         run(act)
+
+
+def test_streams_that_wait_for_their_cameras_keep_no_thread_from_others(run: Run[int]) -> None:
+    async def act(client: aio.Client) -> int:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        next_image = threading.Event()
+
+        def camera() -> Iterator[bytes]:
+            yield b"x"
+            next_image.wait()
+            yield b"x"
+
+        async with aclosing(client.predict_stream("digits", camera())) as stream:
+            assert await anext(stream) is not None
+            try:
+                image = (one async for one in several())
+                async with aclosing(client.predict_stream("digits", image)) as other:
+                    answers = [await asyncio.wait_for(anext(other), 5)]
+                answers += await asyncio.wait_for(client.predict("digits", b"x"), 5)
+            finally:
+                next_image.set()
+            return len(answers) + len([1 async for _ in stream])
+
+    async def several() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x"
+
+    assert run(act) == 3
 
 
 def test_an_iterable_that_breaks_between_two_attempts_reaches_the_caller(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_a_stream_answers_each_image_in_order(client: Client) -> None:
     assert [type(answer) for answer in answers] == [Prediction, Refusal, Prediction]
     assert isinstance(answers[1], Refusal)
     assert answers[1].reason == "BAD_IMAGE"
+
+
+def test_a_stream_answers_an_image_before_the_next_one_is_there(client: Client) -> None:
+    """A camera may take a picture an hour, or the next one for what the last one showed."""
+    answered = threading.Event()
+
+    def camera() -> Iterator[bytes]:
+        for _ in range(3):
+            yield b"x"
+            assert answered.wait(5)
+            answered.clear()
+
+    count = 0
+    for _ in client.predict_stream("digits", camera()):
+        count += 1
+        answered.set()
+    assert count == 3
 
 
 def test_a_stream_reads_only_a_window_ahead(

@@ -20,7 +20,7 @@ from acclimate._waiting import Patience
 from acclimate._window import Window
 from acclimate.aio._connection import Connection
 from acclimate.aio._questions import Questions
-from acclimate.aio._reading import each
+from acclimate.aio._reading import each, read
 from acclimate.aio._upload import Upload
 from acclimate.aio.job import Job
 from acclimate.client import DEFAULT_TARGET
@@ -337,5 +337,5 @@ async def _requests(
             yield request
         return
     async for image in images:
-        async for request in each(_images.requests([image], wanted, at_most=1)):
+        async for request in read(_images.requests([image], wanted, at_most=1)):
             yield request
