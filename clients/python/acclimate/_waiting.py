@@ -67,7 +67,7 @@ class Patience:
 
     They count from the first failure: before it the stream may have been silent for long,
     as a job is that tells nothing, or a caller who asks nothing. *on_wait* is told the first
-    failure, and for how many seconds it will be tried again.
+    failure, and for how many seconds it will be tried again; a stream whose time is up is none.
     """
 
     def __init__(self, seconds: float, *, on_wait: OnWait | None = None) -> None:
@@ -78,6 +78,7 @@ class Patience:
     def renew(self) -> None:
         """It got further."""
         self._until: float | None = None
+        self._told = False
         self._delays = Delays()
 
     def rested(self, since: float) -> None:
@@ -99,11 +100,13 @@ class Patience:
         if not (resumable or is_transient(error) or isinstance(error, DeadlineExceeded)):
             raise error
         now, delay = time.monotonic(), self._delays.next(error)
-        first, until = self._until is None, self._until or now + self._seconds
-        self._until = until
-        if now + delay >= until:
+        if self._until is None:
+            self._until = now + self._seconds
+        if now + delay >= self._until:
             raise error
-        if first and self._on_wait is not None:
+        told = self._told or isinstance(error, DeadlineExceeded)
+        if self._on_wait is not None and not told:
+            self._told = True
             self._on_wait(error, self._seconds)
         return delay
 
