@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final, Unpack
+from typing import Final, Self, Unpack
 
 from acclimate_service.domain.errors import (
     BlobCorrupt,
@@ -14,6 +14,7 @@ from acclimate_service.domain.errors import (
     NotReady,
     Overloaded,
     ProviderUnavailable,
+    ServiceError,
     VersionUnloadable,
 )
 from acclimate_service.domain.model import ModelVersion
@@ -31,8 +32,14 @@ _LASTING: Final = (BlobCorrupt, BlobNotFound, ProviderUnavailable, VersionUnload
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    error: Exception
+    why: str
+    lasting: ServiceError | None
     at: float  # of ``time.monotonic``
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        lasting = error.anew() if isinstance(error, _LASTING) else None
+        return cls(why=str(error), lasting=lasting, at=time.monotonic())
 
 
 class Loads:
@@ -58,6 +65,7 @@ class Loads:
         self._crowd = crowd
         self._waiting: Counter[VersionName] = Counter()  # requests
         self._failures: dict[VersionName, _Failure] = {}
+        self._turned: set[VersionName] = set()  # see ``turned``
 
     async def load(self, name: VersionName, **how: Unpack[Urgency]) -> Handle[ModelVersion]:
         """Hold a version, which is loaded if it is not; see ``Pool.ensure`` for *how*.
@@ -79,9 +87,12 @@ class Loads:
         except (Overloaded, NotReady):
             raise  # it was not even tried
         except Exception as error:
-            self._failures[name] = _Failure(error=error, at=time.monotonic())
+            if name not in self._failures:
+                self._turned.add(name)
+            self._failures[name] = _Failure.of(error)
             raise
-        self._failures.pop(name, None)
+        if self._failures.pop(name, None) is not None:
+            self._turned.add(name)
         return handle
 
     async def load_for_request(self, name: VersionName) -> Handle[ModelVersion]:
@@ -97,10 +108,10 @@ class Loads:
         failure = self._failures.get(name)
         if (
             failure is not None
-            and isinstance(failure.error, _LASTING)
+            and failure.lasting is not None
             and time.monotonic() < failure.at + RETRY_SECONDS
         ):
-            raise failure.error.with_traceback(None)
+            raise failure.lasting.anew()
         if self._waiting[name] >= self._crowd:
             raise Overloaded(f"the queue for {name}, which is being loaded,", retry_after=1)
         self._waiting[name] += 1
@@ -117,7 +128,12 @@ class Loads:
 
     def failures(self) -> dict[VersionName, str]:
         """What would not load the last time, and why."""
-        return {name: str(failure.error) for name, failure in self._failures.items()}
+        return {name: failure.why for name, failure in self._failures.items()}
+
+    def turned(self) -> set[VersionName]:
+        """What would not load for the first time, or did again, since this was asked last."""
+        turned, self._turned = self._turned, set()
+        return turned
 
     def forget(self, name: VersionName) -> None:
         """Forget that it would not load; it was deleted."""

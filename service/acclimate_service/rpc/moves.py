@@ -75,6 +75,7 @@ class Moves:
                 started before: they are made at a later look.
             Exception: what else following raised.
         """
+        await self._tell_turned()
         moved = await self._read()
         now = time.monotonic()
         again = [alias for alias, at in self._again.items() if at <= now]
@@ -154,11 +155,13 @@ class Moves:
     async def _follow(self, alias: AliasName) -> None:
         async with self._pointers.locks.of(alias.model):
             if alias.model in self._pointers.unloaded:
+                self._again.pop(alias, None)
                 return
             try:
                 # Where it points now, not where the move went: it may have moved on.
                 current = await self._lane.run(self._store.registry.get_alias, alias)
             except AliasNotFound:
+                self._again.pop(alias, None)
                 await self._pointers.unpoint(alias)
             else:
                 await self._reach(alias, current.version)
@@ -173,6 +176,14 @@ class Moves:
                 await self._not_reached(alias, version, error)
                 return
         self._again.pop(alias, None)
+
+    async def _tell_turned(self) -> None:
+        """Have health tell of what failed, or no longer does, for whoever it was loaded."""
+        for version in self._loads.turned():
+            for alias in self._pointers.to(version):
+                if self._loads.failed(version):
+                    self.try_again(alias)
+                await self._pointers.tell_health(alias)
 
     async def _load_eagerly(self, alias: AliasName, name: VersionName) -> None:
         """Wait for a load for as long as a server that starts may; it goes on after that."""
@@ -190,7 +201,8 @@ class Moves:
         except Overloaded:
             return  # its first request finds room
         except Exception as error:  # noqa: BLE001  what one breaks with must not end all
-            await self._not_reached(alias, name, error)
+            if self._pointers.at(alias) == str(name):  # else it was moved or deleted meanwhile
+                await self._not_reached(alias, name, error)
 
     async def _not_reached(self, alias: AliasName, version: VersionName, error: Exception) -> None:
         """Tell that a version did not load, and whoever asks, where no other answers."""

@@ -37,11 +37,20 @@ class Pointers:
         """The version that an alias points at, loaded or not; None if it is not known here."""
         return self._pool.pointed_at(str(alias))
 
+    def to(self, version: VersionName) -> list[AliasName]:
+        """The aliases that point at a version."""
+        found = [alias for alias, at in self._pool.aliases().items() if at == str(version)]
+        # The pool knows a rollout's candidate by the rollout's name.
+        return [AliasName.parse(alias) for alias in found if "/aliases/" in alias]
+
     def answers(self, name: str) -> bool:
         """Whether what an alias or a version names answers here.
 
-        An alias's version does unless it failed to load; another, if it is loaded.
+        An alias's version does unless it failed to load; another, if it is loaded. Nothing of
+        a model does that was unloaded.
         """
+        if name.split("/")[1] in self.unloaded:
+            return False
         version = self._pool.pointed_at(name)
         if version is not None:
             return not self._loads.failed(VersionName.parse(version))

@@ -34,12 +34,14 @@ class Whereabouts:
     def of(self, name: VersionName) -> tuple[str, str]:
         """The state of a version, and the reason where there is something to say."""
         found = self.resident.get(name)
-        if found is not None:
-            if found.loading:
-                return "LOADING", ""
-            return ("UNLOADING", "its last requests end") if found.leaving else ("READY", "")
-        if name.model in self.unloaded:
+        if found is not None and found.loading:
+            return "LOADING", ""
+        if found is not None and found.leaving:
+            return "UNLOADING", "its last requests end"
+        if name.model in self.unloaded:  # be it still in memory
             return "UNAVAILABLE", "its model was unloaded from this server; load it again"
+        if found is not None:
+            return "READY", ""
         if (why := self.failed.get(name)) is not None:
             return "UNAVAILABLE", f"it did not load: {why}"
         return "UNAVAILABLE", "not loaded; it is, when it is asked for or an alias moves to it"
