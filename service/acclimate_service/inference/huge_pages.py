@@ -10,11 +10,14 @@ where it is set to ``always``.
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import mmap
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES = Path("/proc/self/pagemap")
@@ -24,6 +27,8 @@ FILLED = 7 / 8
 PAUSE = 0.05  # seconds
 AT_ONCE = 0.0005  # seconds, within which none is moved that is not on one already
 _COLLAPSE = 25  # MADV_COLLAPSE, of Linux 6.1
+# Of its errors: memory is in too small pieces, or the control group may have no more.
+_NONE_TO_BE_HAD = (errno.ENOMEM, errno.EBUSY)
 _SMALL = mmap.PAGESIZE
 _COUNT = SIZE // _SMALL
 _ENTRY = 8  # bytes that /proc/self/pagemap has of a small page
@@ -40,23 +45,38 @@ def gather(going: Callable[[], bool] = lambda: True) -> int:
     waits; so one at a time, with a pause after each (all at once held answers up by 160 ms).
 
     Where the system does not do it, was told never to, or does not let this process see
-    its own pages, everything stays as it is.
+    its own pages, everything stays as it is. Where it has no huge page left, the rest stays:
+    it looks for one long, and would for each of the thousands.
     """
     try:
         places = list(_filled()) if _wanted() else []
     except OSError:
         return 0
-    advise = ctypes.CDLL(None, use_errno=True).madvise
-    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     moved = 0
     for start in places:
         if not going():
             break
         began = time.monotonic()
-        moved += SIZE if advise(start, SIZE, _COLLAPSE) == 0 else 0
+        failed = _collapse(start)
+        if failed in _NONE_TO_BE_HAD:
+            break
+        moved += 0 if failed else SIZE
         if time.monotonic() - began > AT_ONCE:
             time.sleep(PAUSE)
     return moved
+
+
+def _collapse(start: int) -> int:
+    """Move what lies at an address onto one huge page; the error's number, 0 if there is none."""
+    return ctypes.get_errno() if _advise()(start, SIZE, _COLLAPSE) else 0
+
+
+@functools.cache
+def _advise() -> Callable[[int, int, int], int]:
+    """The system's ``madvise``; not looked for where nothing is to be moved."""
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return cast(Callable[[int, int, int], int], advise)
 
 
 def _wanted() -> bool:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
@@ -38,6 +38,7 @@ class Loading:
         self._moving = ThreadPoolExecutor(1, "huge-pages", initializer=step_back)
         self._returning: asyncio.TimerHandle | None = None
         self._gathering: asyncio.TimerHandle | None = None
+        self._moved: Future[int] | None = None  # the last round
         self._quiet = False  # whether nothing was loaded lately
         self._closed = False
 
@@ -97,7 +98,8 @@ class Loading:
     def _gather(self) -> None:
         self._gather_in(GATHER_SECONDS)
         self._quiet = True
-        self._moving.submit(huge_pages.gather, lambda: self._quiet)
+        if self._moved is None or self._moved.done():  # a round may take longer than that
+            self._moved = self._moving.submit(huge_pages.gather, lambda: self._quiet)
 
 
 def _step_back(nice: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 from pathlib import Path
 
@@ -86,3 +87,22 @@ def test_a_process_that_may_not_see_its_own_pages_is_left_as_it_is(
 ) -> None:
     monkeypatch.setattr(huge_pages, "PAGES", tmp_path / "pagemap")
     assert huge_pages.gather() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "tried"), [(errno.ENOMEM, 1), (errno.EBUSY, 1), (errno.EINVAL, 3), (errno.EAGAIN, 3)]
+)
+def test_where_no_huge_page_is_left_the_system_does_not_look_for_thousands(
+    error: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def collapse(start: int) -> int:
+        asked.append(start)
+        return error
+
+    monkeypatch.setattr(huge_pages, "_wanted", lambda: True)
+    monkeypatch.setattr(huge_pages, "_filled", lambda: iter(range(3)))
+    monkeypatch.setattr(huge_pages, "_collapse", collapse)
+    assert huge_pages.gather() == 0
+    assert len(asked) == tried

@@ -88,3 +88,31 @@ def test_a_load_that_begins_meanwhile_stops_what_moves_memory(
         await threads.close()
 
     asyncio.run(live())
+
+
+def test_while_memory_is_being_moved_no_second_round_queues_up_behind_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds: queue.SimpleQueue[int] = queue.SimpleQueue()
+    go_on = threading.Event()
+
+    def gather(_: Callable[[], bool]) -> None:
+        rounds.put(1)
+        assert go_on.wait(SECONDS)
+
+    monkeypatch.setattr(huge_pages, "gather", gather)
+    monkeypatch.setattr(loading, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "GATHER_SECONDS", 0.02)
+
+    async def live() -> int:
+        threads = Loading(nice=0)
+        await threads.run(lambda: None, prompt=False)
+        await asyncio.to_thread(rounds.get, timeout=SECONDS)
+        await asyncio.sleep(0.3)
+        waiting = threads._moving._work_queue.qsize()
+        go_on.set()
+        await asyncio.to_thread(rounds.get, timeout=SECONDS)  # it goes on after that
+        await threads.close()
+        return waiting
+
+    assert asyncio.run(live()) == 0
