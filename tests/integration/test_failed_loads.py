@@ -187,3 +187,23 @@ def test_a_version_that_came_after_its_model_was_unloaded_is_not_told_as_ready(
     assert [one.version for one in index.models] == []
     told = oip_pb.ModelReadyRequest(name="shop", version=second.version)
     assert not service.oip.ModelReady(told, timeout=10).ready
+
+
+def test_requests_for_an_alias_whose_first_load_hangs_leave_the_queue_to_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = (version(store, model(store, name), classifier(3)) for name in ("slow", "quick"))
+    limits = Limits(poll_seconds=0.05, predictions=8)
+    with running(store, limits) as service, ThreadPoolExecutor(8) as pool:
+        go_on = blocked(service, monkeypatch, slow)
+        store.registry.set_alias(AliasName("slow", "production"), slow)
+        until(lambda: is_loading(service, slow))
+        try:
+            asking = [pool.submit(served_by, service, "models/slow") for _ in range(8)]
+            until(lambda: sum(one.done() for one in asking) == 6)
+            refused = {one.result() for one in asking if one.done()}
+            assert refused == {"StatusCode.RESOURCE_EXHAUSTED"}
+            assert served_by(service, str(quick)) == str(quick)
+        finally:
+            go_on.set()
+        assert {one.result(20) for one in asking} == {*refused, str(slow)}

@@ -7,6 +7,7 @@ side by side, and what was unloaded is freed on a thread that none of them holds
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -106,5 +107,7 @@ def _step_back(nice: int) -> None:
     """Lower the priority of the calling thread alone, where threads have one."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: that is a right
+        # A sandbox may refuse even that; a thread that did not begin would be worse.
+        with contextlib.suppress(OSError):
+            now = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, max(now, nice))  # never forward: it is a right

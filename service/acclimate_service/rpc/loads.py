@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Self, Unpack
 
@@ -18,7 +19,7 @@ from acclimate_service.domain.errors import (
     VersionUnloadable,
 )
 from acclimate_service.domain.model import ModelVersion
-from acclimate_service.domain.names import VersionName
+from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.pool import Pool, Urgency
 from acclimate_service.rpc.bounds import Lane
@@ -45,7 +46,7 @@ class _Failure:
 class Loads:
     """Loads into *pool* as *opening* opens. Belongs to one event loop; the store is in *lane*.
 
-    At most *crowd* requests wait for one version: a load that hangs must leave room for those
+    At most *crowd* requests wait for one name: a load that hangs must leave room for those
     that ask for others.
     """
 
@@ -63,7 +64,7 @@ class Loads:
         self._opening = opening
         self._lane = lane
         self._crowd = crowd
-        self._waiting: Counter[VersionName] = Counter()  # requests
+        self._waiting: Counter[AliasName | VersionName] = Counter()  # requests
         self._failures: dict[VersionName, _Failure] = {}
         self._turned: set[VersionName] = set()  # see ``turned``
 
@@ -112,11 +113,21 @@ class Loads:
             and time.monotonic() < failure.at + RETRY_SECONDS
         ):
             raise failure.lasting.anew()
+        with self.waiting(name):
+            return await self.load(name, prompt=True)
+
+    @contextlib.contextmanager
+    def waiting(self, name: AliasName | VersionName) -> Iterator[None]:
+        """Be one of the requests that wait for what answers under a name.
+
+        Raises:
+            Overloaded: enough wait for it already.
+        """
         if self._waiting[name] >= self._crowd:
             raise Overloaded(f"the queue for {name}, which is being loaded,", retry_after=1)
         self._waiting[name] += 1
         try:
-            return await self.load(name, prompt=True)
+            yield
         finally:
             self._waiting[name] -= 1
             if not self._waiting[name]:

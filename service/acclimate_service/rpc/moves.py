@@ -90,10 +90,14 @@ class Moves:
     async def find(self, alias: AliasName) -> str | None:
         """Where an alias points that is not known here: one made since the last look.
 
-        Waits for a server that starts, which does not know of all yet.
+        Waits for a server that starts, which does not know of all yet, and for its first load.
+
+        Raises:
+            Overloaded: enough requests wait for it already.
+            StoreUnavailable: the store is out of reach.
         """
-        await self._begun.wait()
-        with contextlib.suppress(AliasNotFound):
+        with self._loads.waiting(alias), contextlib.suppress(AliasNotFound):
+            await self._begun.wait()
             await self._lane.run(self._store.registry.get_alias, alias)
             await self._follow(alias)
         return self._pointers.at(alias)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
@@ -116,3 +118,23 @@ def test_while_memory_is_being_moved_no_second_round_queues_up_behind_the_first(
         return waiting
 
     assert asyncio.run(live()) == 0
+
+
+def test_where_a_sandbox_refuses_other_priorities_versions_are_loaded_and_freed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: int) -> NoReturn:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    freed = threading.Event()
+
+    async def live() -> str:
+        threads = Loading(nice=10)
+        loaded = await threads.run(lambda: "a version", prompt=False)
+        threads.free(freed.set)
+        await threads.close()
+        return loaded
+
+    assert asyncio.run(live()) == "a version"
+    assert freed.is_set()
