@@ -94,11 +94,14 @@ class Drifts:
         return [one for one in dict.fromkeys([source, *accepted]) if one is not None]
 
     async def _reference(self, handle: Handle[ModelVersion], domain: DomainName) -> Features:
+        """What a domain's images are like to the version; nothing of one that has too few yet."""
         key = (handle.version, domain)
         if key not in self._known:
             examples = await self._lane.run(self._examples, domain)
+            if len(examples) < FEWEST:
+                return np.empty((0, 0), np.float32)
             rows = await self._features(handle, examples)
-            found = self._known[key] = await self._lane.run(sketch, rows) if len(rows) else rows
+            found = self._known[key] = await self._lane.run(sketch, rows)
             self._referred += found.nbytes
             while self._referred > REFERENCES and len(self._known) > 1:
                 self._referred -= self._known.popitem(last=False)[1].nbytes
@@ -115,7 +118,7 @@ class Drifts:
 
     async def _features(self, handle: Handle[ModelVersion], examples: list[Example]) -> Features:
         preprocessing = handle.details.manifest.preprocessing
-        rows: list[Features] = [np.empty((0, 0), np.float32)]
+        rows: list[Features] = []
         for start in range(0, len(examples), TOGETHER):
             blobs = [one.blob for one in examples[start : start + TOGETHER]]
             files = [await self._lane.run(self._store.blobs.get, blob) for blob in blobs]
@@ -126,4 +129,4 @@ class Drifts:
                 counted=False,  # nobody asked for these
             )
             rows.append(answer.outputs[OUTPUT])
-        return np.concatenate(rows[1:]) if len(rows) > 1 else rows[0]
+        return np.concatenate(rows)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from acclimate_service.domain.drift import FEWEST
+from acclimate_service.domain.examples import Split
 from acclimate_service.domain.names import DomainName, ModelName
 from acclimate_service.inference.encoded import Encoded
 from acclimate_service.rpc.bounds import Lane
@@ -38,9 +40,10 @@ class Answering:
         return SimpleNamespace(outputs={OUTPUT: np.zeros((len(images.files), 4), np.float32)})
 
 
-def a_store() -> Store:
+def a_store(uploaded: list[str] | None = None) -> Store:
+    """Of one domain with so many images, or what was uploaded so far."""
     site = DomainName("site")
-    examples = [SimpleNamespace(blob=str(number)) for number in range(EXAMPLES)]
+    images = [str(number) for number in range(EXAMPLES)] if uploaded is None else uploaded
     return cast(
         Store,
         SimpleNamespace(
@@ -48,7 +51,11 @@ def a_store() -> Store:
                 get_model=lambda name: SimpleNamespace(name=ModelName("shop"), source_domain=site),
                 accepted_domains=lambda name: [],
             ),
-            domains=SimpleNamespace(examples=lambda domain, splits: examples),
+            domains=SimpleNamespace(
+                examples=lambda domain, splits: (
+                    [SimpleNamespace(blob=one) for one in images] if Split.SELECT in splits else []
+                )
+            ),
             blobs=SimpleNamespace(get=lambda digest: b""),
         ),
     )
@@ -76,3 +83,21 @@ def test_many_who_ask_at_once_leave_the_room_to_predictions() -> None:
     asyncio.run(scene())
     assert version.most <= TOGETHER
     assert version.images == EXAMPLES  # computed once for all of them
+
+
+def test_a_domain_that_had_too_few_images_is_looked_at_again_when_it_has_more() -> None:
+    version, uploaded = Answering(), ["first"]
+
+    async def scene() -> list[int]:
+        lane = Lane("store", threads=2, waiting=64)
+        drifts = Drifts(a_store(uploaded), lane=lane, drawn=np.random.default_rng(0))
+        site, computed = DomainName("site"), []
+        for number in range(2):
+            computed.append(len(await drifts._reference(cast(Any, version), site)))
+            uploaded.extend(f"{number}-{more}" for more in range(FEWEST))
+        lane.close()
+        return computed
+
+    few, enough = asyncio.run(scene())
+    assert few < FEWEST <= enough
+    assert version.images == enough  # none was computed of too few
