@@ -29,6 +29,7 @@ from acclimate_service.domain.errors import StoreUnavailable, VersionUnloadable
 from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.inference.residents import Loaded
+from acclimate_service.inference.sessions import unloadable
 from acclimate_service.rpc import loads, moves
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Limits
@@ -207,3 +208,32 @@ def test_requests_for_an_alias_whose_first_load_hangs_leave_the_queue_to_others(
         finally:
             go_on.set()
         assert {one.result(20) for one in asking} == {*refused, str(slow)}
+
+
+def test_a_version_that_memory_runs_out_for_is_not_ready_and_not_built_for_every_request(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loads, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(moves, "EAGER_SECONDS", 0.0)  # nothing is loaded before it is asked for
+    made = version(store, model(store, "wide"), classifier(3))
+    store.registry.set_alias(AliasName("wide", "production"), made)
+    opened: list[VersionName] = []
+    full, usual = threading.Event(), Opening.open
+    full.set()
+
+    def open_(opening: Opening, found: ModelVersion) -> Loaded[ModelVersion]:
+        opened.append(found.name)
+        if full.is_set():
+            raise unloadable("it is no model", MemoryError())
+        return usual(opening, found)
+
+    monkeypatch.setattr(Opening, "open", open_)
+    with running(store, QUICK) as service:
+        found = {served_by(service, "models/wide") for _ in range(5)}
+        assert found == {"StatusCode.RESOURCE_EXHAUSTED"}
+        assert opened == [made]
+        assert service.health("models/wide") == "NOT_SERVING"
+        assert not ready(service, "wide")
+        full.clear()
+        until(lambda: ready(service, "wide"))
+        assert served_by(service, "models/wide") == str(made)

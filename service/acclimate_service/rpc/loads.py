@@ -22,6 +22,7 @@ from acclimate_service.domain.model import ModelVersion
 from acclimate_service.domain.names import AliasName, VersionName
 from acclimate_service.inference.handle import Handle
 from acclimate_service.inference.pool import Pool, Urgency
+from acclimate_service.inference.residents import Loaded
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.opening import Opening
 from acclimate_service.store import Store
@@ -39,7 +40,8 @@ class _Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        lasting = error.anew() if isinstance(error, _LASTING) else None
+        # Overloaded of a load that was tried: memory ran out, and would for the next.
+        lasting = error.anew() if isinstance(error, (*_LASTING, Overloaded)) else None
         return cls(why=str(error), lasting=lasting, at=time.monotonic())
 
 
@@ -78,16 +80,20 @@ class Loads:
         with contextlib.suppress(NotReady):
             return self._pool.acquire(str(name))
         version = await self._lane.run(self._store.registry.get_version, name)
+        tried = False
+
+        def open_() -> Loaded[ModelVersion]:
+            nonlocal tried
+            tried = True
+            return self._opening.open(version)
+
         try:
             handle = await self._pool.ensure(
-                str(name),
-                lambda: self._opening.open(version),
-                footprint=self._opening.footprint(version),
-                **how,
+                str(name), open_, footprint=self._opening.footprint(version), **how
             )
-        except (Overloaded, NotReady):
-            raise  # it was not even tried
         except Exception as error:
+            if isinstance(error, (Overloaded, NotReady)) and not tried:
+                raise  # there was no room, or somebody else tried
             if name not in self._failures:
                 self._turned.add(name)
             self._failures[name] = _Failure.of(error)
