@@ -68,7 +68,9 @@ class Denials:
         for denial, more in list(self._counts.items()):
             if more:
                 await self._write(denial, more)
-            del self._counts[denial]
+            self._counts[denial] -= more  # meanwhile there may have been another
+            if not self._counts[denial]:
+                del self._counts[denial]
         self._since = self._clock()
 
     async def _write(self, denial: Denial, times: int) -> None:

@@ -108,3 +108,28 @@ def test_refusals_do_not_fill_the_audit_log() -> None:
         lane.close()
 
     asyncio.run(flood())
+
+
+def test_a_refusal_while_the_same_one_is_written_down_is_not_forgotten() -> None:
+    now, denial = [0.0], Denial("eve", "/a/B", "PERMISSION_DENIED", "ipv4:1.2.3.4")
+
+    class Slow(Ledger):
+        def record(self, **line: str) -> None:
+            super().record(**line)
+            if len(self.lines) == 2:
+                denials.count(denial)  # as the event loop may meanwhile
+
+    ledger: Any = Slow()
+    lane = Lane("test", threads=1, waiting=10)
+    denials = Denials(ledger, lane=lane, clock=lambda: now[0])
+
+    async def scene() -> None:
+        for _ in range(3):
+            denials.count(denial)
+        for now[0] in (0.0, 61.0, 122.0):
+            await denials.flush()
+        lane.close()
+
+    asyncio.run(scene())
+    told = [line["why"].partition(", ")[2] for line in ledger.lines]
+    assert told == ["", "2 times more", ""]
