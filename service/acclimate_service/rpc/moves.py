@@ -183,11 +183,10 @@ class Moves:
 
     async def _tell_turned(self) -> None:
         """Have health tell of what failed, or no longer does, for whoever it was loaded."""
-        for version in self._loads.turned():
-            for alias in self._pointers.to(version):
-                if self._loads.failed(version):
-                    self.try_again(alias)
-                await self._pointers.tell_health(alias)
+        for alias, version in self._pointers.to(self._loads.turned()).items():
+            if self._loads.failed(version):
+                self.try_again(alias)
+            await self._pointers.tell_health(alias)
 
     async def _load_eagerly(self, alias: AliasName, name: VersionName) -> None:
         """Wait for a load for as long as a server that starts may; it goes on after that."""

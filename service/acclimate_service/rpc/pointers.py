@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import structlog
 
@@ -37,11 +38,14 @@ class Pointers:
         """The version that an alias points at, loaded or not; None if it is not known here."""
         return self._pool.pointed_at(str(alias))
 
-    def to(self, version: VersionName) -> list[AliasName]:
-        """The aliases that point at a version."""
-        found = [alias for alias, at in self._pool.aliases().items() if at == str(version)]
-        # The pool knows a rollout's candidate by the rollout's name.
-        return [AliasName.parse(alias) for alias in found if "/aliases/" in alias]
+    def to(self, versions: Iterable[VersionName]) -> dict[AliasName, VersionName]:
+        """The aliases that point at one of *versions*, and at which."""
+        sought = {str(version): version for version in versions}
+        return {
+            AliasName.parse(alias): sought[at]
+            for alias, at in (self._pool.aliases().items() if sought else ())
+            if at in sought and "/aliases/" in alias  # a candidate goes by its rollout's name
+        }
 
     def answers(self, name: str) -> bool:
         """Whether what an alias or a version names answers here.
