@@ -7,7 +7,7 @@ gRPC status a class has is said once, in ``rpc/status.py``.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 
 class ServiceError(Exception):
@@ -23,16 +23,6 @@ class ServiceError(Exception):
     def told(self) -> str:
         """The message as a caller on another machine may read it."""
         return str(self)
-
-    def anew(self) -> Self:
-        """The same, as raised nowhere yet.
-
-        What is raised keeps every frame that it came through, and what these hold: a file, a
-        request. Whoever keeps an error keeps this instead.
-        """
-        fresh = type(self).__new__(type(self), *self.args)
-        fresh.__dict__.update(self.__dict__)
-        return fresh
 
 
 # ── the request is wrong ─────────────────────────────────────────────────────

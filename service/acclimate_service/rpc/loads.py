@@ -41,7 +41,7 @@ class _Failure:
     @classmethod
     def of(cls, error: Exception) -> Self:
         # Overloaded of a load that was tried: memory ran out, and would for the next.
-        lasting = error.anew() if isinstance(error, (*_LASTING, Overloaded)) else None
+        lasting = _anew(error) if isinstance(error, (*_LASTING, Overloaded)) else None
         return cls(why=str(error), lasting=lasting, at=time.monotonic())
 
 
@@ -118,7 +118,7 @@ class Loads:
             and failure.lasting is not None
             and time.monotonic() < failure.at + RETRY_SECONDS
         ):
-            raise failure.lasting.anew()
+            raise _anew(failure.lasting)
         with self.waiting(name):
             return await self.load(name, prompt=True)
 
@@ -159,3 +159,14 @@ class Loads:
     def shares(self, version: ModelVersion) -> bool:
         """Whether it is a tail, on a trunk that others may be on."""
         return bool(self._opening.footprint(version).trunk)
+
+
+def _anew(error: ServiceError) -> ServiceError:
+    """The same, as raised nowhere yet.
+
+    What was raised keeps every frame that it came through, and what these hold: a version's
+    file, a request.
+    """
+    fresh = type(error).__new__(type(error), *error.args)
+    fresh.__dict__.update(error.__dict__)
+    return fresh
