@@ -178,8 +178,6 @@ def test_an_image_is_erased_beside_a_job_that_read_it_if_the_job_may_be_cancelle
     (line,) = refused.stderr.splitlines()
     assert line.startswith(f"acclimate: IMAGE_IN_USE: {job.name}: ")
     assert "--cancel-jobs" in line
-    unending = run(*words, "--cancel-jobs", "--wait", "nan", home=home)
-    assert unending.stderr.startswith("acclimate: INVALID_SPEC: ")
     erased = told(*words, "--cancel-jobs", home=home)
     assert erased["cancelled"] == [str(job.name)]
     assert erased["files"] == 1

@@ -170,9 +170,9 @@ def _erase(
     gone = tx.rows(sa.select(jobs.c.report_html, jobs.c.report_json).where(jobs.c.id.in_(showing)))
     files.update(digest for row in gone for digest in row if digest)
     tx.run(sa.update(jobs).where(jobs.c.id.in_(showing)).values(report_html="", report_json=""))
-    for job in refused:  # else somebody could force a version that has learnt from the image
-        kept = {key: value for key, value in job.summary.items() if key != "manifest"}
-        tx.run(sa.update(jobs).where(jobs.c.id == job.id).values(summary=kept))
+    for job, summary in refused.items():  # else it could be forced into a version
+        kept = {key: value for key, value in summary.items() if key != "manifest"}
+        tx.run(sa.update(jobs).where(jobs.c.id == job.job).values(summary=kept))
     audit.record(
         tx, who=who, action=audit.ERASED, subject=audit.image(content), why=why, origin="cli"
     )
@@ -181,7 +181,7 @@ def _erase(
         batches=tuple(dict.fromkeys(BatchName(row.domain, row.batch) for row in rows)),
         files=tuple(sorted(files)),
         reports=tuple(JobName(job) for job in showing),
-        candidates=tuple(JobName(job.id) for job in refused),
+        candidates=tuple(refused),
         trained=trained,
         measured=measured,
     )

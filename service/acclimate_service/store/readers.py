@@ -25,6 +25,10 @@ POLL_SECONDS = 0.25
 
 _UNENDED = [state.value for state in JobState if not state.ended]
 _REFUSED = [JobState.REJECTED.value, JobState.INCONCLUSIVE.value]
+_READING = [  # what says which images a job reads
+    schema.jobs.c[name]
+    for name in ("id", "model", "source", "target", "incumbent", "reads_up_to", "ended_at")
+]
 _TOLD = 10  # of many jobs, how many a message names
 
 
@@ -103,7 +107,9 @@ def unended(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> tuple[J
     withheld, only those have read it that are being cancelled for that.
     """
     jobs = schema.jobs
-    begun = sa.select(jobs).where(jobs.c.state.in_(_UNENDED), jobs.c.attempt > 0)
+    begun = sa.select(*_READING, jobs.c.cancel_requested).where(
+        jobs.c.state.in_(_UNENDED), jobs.c.attempt > 0
+    )
     found = tx.rows(begun.order_by(jobs.c.number))
     reading = _Reading(rows, lineages)
     return tuple(
@@ -115,16 +121,18 @@ def unended(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> tuple[J
     )
 
 
-def refused(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> list[Any]:
-    """The jobs that may have read the image, and keep a candidate that could still be forced."""
+def refused(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> dict[JobName, Any]:
+    """The jobs that may have read the image and keep a candidate to force; their summaries."""
     jobs, made = schema.jobs, sa.select(schema.versions.c.job)
-    ended = sa.select(jobs).where(jobs.c.state.in_(_REFUSED), jobs.c.id.not_in(made))
+    ended = sa.select(*_READING).where(jobs.c.state.in_(_REFUSED), jobs.c.id.not_in(made))
     reading = _Reading(rows, lineages)
-    return [
-        job
-        for job in tx.rows(ended.order_by(jobs.c.number))
-        if "manifest" in job.summary and any(reading.may_have(job, row) for row in rows)
-    ]
+    found = {}
+    for job in tx.rows(ended.order_by(jobs.c.number)):
+        if any(reading.may_have(job, row) for row in rows):
+            summary = tx.scalar(sa.select(jobs.c.summary).where(jobs.c.id == job.id))
+            if "manifest" in summary:
+                found[JobName(job.id)] = summary
+    return found
 
 
 class _Reading:
