@@ -295,7 +295,7 @@ def test_a_server_is_ready_while_a_version_takes_long_to_load_and_answers_for_it
 
     monkeypatch.setattr(Opening, "open", open_)
     with ThreadPoolExecutor(1) as pool, running(store, QUICK) as service:
-        assert is_loading(service, slow)
+        until(lambda: is_loading(service, slow))
         assert served_by(service, "models/quick") == str(quick)
         asking = pool.submit(served_by, service, "models/slow")
         go_on.set()
