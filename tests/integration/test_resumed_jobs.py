@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.contract.builders import spoil
 from tests.integration.test_label_screening import shots
 from tests.integration.workbench import MODEL, Bench
 
@@ -75,3 +76,39 @@ def test_steps_that_were_finished_count_after_an_upload_to_the_job_s_domain(
     rested_on = [event.facts for event in events if "known_verify" in event.facts]
     assert len(rested_on) == 2
     assert rested_on[0] == rested_on[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_steps_whose_files_have_rotted_are_done_again_and_said(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    pictures = digits.uci(train=80, holdout=80)
+    bench.domain("bright", digits.LABELS)
+    bench.upload("bright", shots(pictures.train))
+    bench.upload("bright", shots(pictures.holdout), Role.HOLDOUT)
+    bench.register("bright", size=32)
+    job = asked(bench)
+
+    def die_while_judging() -> None:
+        now = bench.store.jobs.get(job.name)
+        if now.phase is Phase.JUDGING:
+            raise LeaseLost("died", job=job.name, worker="a test", attempt=now.attempt)
+
+    bench.work(job.name, sign_of_life=die_while_judging)
+    bench.store.jobs.release(Lease(job=job.name, worker="a test", attempt=1))
+    kept = bench.store.jobs.checkpoints(job.name)
+    assert any("weights" in step.blobs for step in kept.values())
+    for step in kept.values():
+        for digest in step.blobs.values():
+            spoil(bench.store, digest, b"rotten")
+    bench.work(job.name)
+
+    ended = bench.store.jobs.get(job.name)
+    assert ended.state.ended, ended
+    assert ended.failure is None
+    told = [event.facts for event in bench.store.jobs.events(job.name)]
+    again = [facts["step"] for facts in told if facts.get("reason") == "BLOB_CORRUPT"]
+    # A blend that took the candidate as it is has its very file, which is whole again by then.
+    assert again[0] == "0-head-candidate"
+    assert len(again) in (len(kept) - 1, len(kept))
+    assert bench.store.reconcile().missing == ()
