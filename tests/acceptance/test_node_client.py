@@ -20,7 +20,7 @@ from acclimate.demo import digits
 
 NODE = Path(__file__).parents[2] / "clients/node"
 OLDEST = 20
-RUN: dict[str, Any] = {"cwd": NODE, "capture_output": True, "text": True, "timeout": 200}
+RUN: dict[str, Any] = {"cwd": NODE, "capture_output": True, "text": True, "timeout": 360}
 
 
 def node_is_old() -> bool:
@@ -66,10 +66,11 @@ def write_folder(folder: Path) -> None:
 
 
 @pytest.mark.skipif(node_is_old(), reason=f"needs Node.js {OLDEST} or newer with npm")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_node_client_uploads_adapts_watches_and_predicts(
-    service: Service, tmp_path: Path
+    service: Service, tmp_path: Path, slow: bool
 ) -> None:
     write_folder(tmp_path / "photos")
     with service.client():
@@ -78,6 +79,7 @@ def test_the_node_client_uploads_adapts_watches_and_predicts(
         "ACCLIMATE_SERVER": service.target,
         "ACCLIMATE_PHOTOS": str(tmp_path / "photos"),
         "ACCLIMATE_WEIGHTS": str(weights()),
+        "ACCLIMATE_SLOW": "1" if slow else "",
     }
     done = subprocess.run(["npm", "test"], check=False, env=environment, **RUN)
     assert done.returncode == 0, done.stdout + done.stderr
