@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    # Of the million objects that torch and its like are made of none ever goes: who collects
+    # garbage from here on, as tests of leaks do again and again, need not look at them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

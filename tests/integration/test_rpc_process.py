@@ -52,16 +52,26 @@ atexit.register(lambda: print("loaded", *sorted(sys.modules), file=sys.stderr))
 from acclimate_service.serve import main
 main()
 """
+# What a server waits for threads that hang, at its start and at its end, is not waited for here.
+HURRIED = """
+from acclimate_service import serve
+from acclimate_service.inference import pool
+from acclimate_service.rpc import moves
+moves.EAGER_SECONDS = pool.CLOSE_SECONDS = serve.END_SECONDS = 0.5
+"""
 
 
 @contextmanager
-def serving(home: Path, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """A real server process over *home*, killed if a test leaves it running."""
+def serving(home: Path, *, first: str = "", **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """A real server process over *home*, killed if a test leaves it running.
+
+    *first* is what it executes before it starts to serve.
+    """
     home.mkdir(exist_ok=True)
     environment = os.environ | {"ACCLIMATE_HOME": str(home), "ACCLIMATE_PORT": "0"}
     environment |= {f"ACCLIMATE_{name.upper()}": str(value) for name, value in settings.items()}
     with subprocess.Popen(
-        [sys.executable, "-c", TELLING],
+        [sys.executable, "-c", first + TELLING],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -227,7 +237,7 @@ def test_a_server_whose_load_hangs_is_ready_all_the_same_and_ends_when_it_is_tol
     path.unlink()
     os.mkfifo(path)  # whoever opens it to read waits for a writer, as for a disk that hangs
     with (
-        serving(tmp_path, drain_seconds=1) as process,
+        serving(tmp_path, first=HURRIED, drain_seconds=1) as process,
         grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel,
     ):
         predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict

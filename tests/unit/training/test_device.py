@@ -12,11 +12,8 @@ import pytest
 
 # Faults of pages as a step's tensors are made and freed, once the first steps have had theirs.
 STEPS = """
-import resource, sys, torch
+import resource, torch
 from acclimate_service.training.device import choose_device
-
-if sys.argv[1] == "chosen":
-    choose_device("cpu", threads=1)
 
 def step():
     return [torch.ones(50_000) for _ in range(200)]  # 200 kB each
@@ -24,25 +21,27 @@ def step():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(3):
-    step()
-before = faults()
-for _ in range(5):
-    step()
-print((faults() - before) // 5)
+def faults_a_step():
+    for _ in range(3):
+        step()
+    before = faults()
+    for _ in range(5):
+        step()
+    return (faults() - before) // 5
+
+not_chosen = faults_a_step()
+choose_device("cpu", threads=1)
+print(not_chosen, faults_a_step())
 """
-
-
-def faults_a_step(way: str) -> int:
-    words = [sys.executable, "-c", STEPS, way]
-    # Left to itself, malloc gives memory back or not as what lies above it happens to be.
-    giving_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    ran = subprocess.run(words, env=giving_back, capture_output=True, check=True, timeout=120)
-    return int(ran.stdout)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
+    # Left to itself, malloc gives memory back or not as what lies above it happens to be.
+    giving_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    words = [sys.executable, "-c", STEPS]
+    ran = subprocess.run(words, env=giving_back, capture_output=True, check=True, timeout=120)
+    not_chosen, chosen = map(int, ran.stdout.split())
     pages = 200 * 200_000 // resource.getpagesize()
-    assert faults_a_step("not chosen") > pages / 2
-    assert faults_a_step("chosen") < pages / 100
+    assert not_chosen > pages / 2
+    assert chosen < pages / 100

@@ -116,14 +116,28 @@ def test_what_crashes_or_hangs_is_told_and_does_not_take_the_doctor_along() -> N
     assert doctor.tried("print('well')").told == "well"
 
 
+@pytest.mark.slow
+def test_the_torch_and_the_torchvision_of_this_environment_belong_together() -> None:
+    (found,) = doctor.torch_pair()
+    assert (found.level, found.advice) == (Level.GOOD, "")
+
+
 def test_the_exit_code_says_whether_anything_is_bad(tmp_path: Path) -> None:
-    (tmp_path / "acclimate.db").write_bytes(b"no database" * 1000)
+    home, stand_ins = tmp_path / "home", tmp_path / "stand-ins"
+    for folder in (home, stand_ins):
+        folder.mkdir()
+    (home / "acclimate.db").write_bytes(b"no database" * 1000)
+    # The real ones take many seconds to import, and what they say is asked above.
+    (stand_ins / "torch.py").write_text("__version__ = 'one'")
+    (stand_ins / "torchvision.py").write_text("__version__ = 'other'\nclass ops: nms = None")
+    path = os.pathsep.join([str(stand_ins), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "acclimate_service.doctor"],
-        env=os.environ | {"ACCLIMATE_HOME": str(tmp_path)},
+        env=os.environ | {"ACCLIMATE_HOME": str(home), "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
     assert "BAD   store" in done.stdout
+    assert "ok    torch, torchvision: one other" in done.stdout
