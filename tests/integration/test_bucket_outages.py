@@ -28,6 +28,7 @@ from tests.integration.rpc_server import (
     upload,
     version,
 )
+from tests.integration.watching import until
 from tests.objectstore import FaultProxy
 
 from acclimate.v1 import adaptation_pb2
@@ -67,13 +68,6 @@ def opener(faulty: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def serving(store: Store) -> AbstractContextManager[Service]:
     return running(store, Limits(poll_seconds=0.05))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def served(service: Service, name: ModelName) -> str:

@@ -15,13 +15,20 @@ from tests.integration.rpc_server import (
     ask,
     classifier,
     model,
-    plain,
     promote,
     refusal,
     running,
     version,
 )
-from tests.integration.test_following import blocked, is_loading, served_by, unload, until
+from tests.integration.watching import (
+    RED,
+    blocked,
+    failed_moves,
+    is_loading,
+    served_by,
+    unload,
+    until,
+)
 
 from acclimate.oip import grpc_service_pb2 as oip_pb
 from acclimate.v1 import inference_pb2, registry_pb2
@@ -35,7 +42,6 @@ from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Limits
 from acclimate_service.store import Store
 
-RED = plain((250, 0, 0))
 QUICK = Limits(poll_seconds=0.05)
 
 
@@ -62,11 +68,6 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> set[VersionName]:
 
 def ready(service: Service, name: str) -> bool:
     return bool(service.oip.ModelReady(oip_pb.ModelReadyRequest(name=name), timeout=10).ready)
-
-
-def failed(service: Service) -> float:
-    """How many moves of aliases did."""
-    return float(service.server.metrics.swaps.labels("failed")._value.get())
 
 
 def held(kind: type) -> list[Any]:
@@ -106,7 +107,7 @@ def test_a_model_serves_again_once_its_version_was_loaded_under_another_name(
     made = version(service.store, name, classifier(3))
     broken.add(made)
     service.store.registry.set_alias(AliasName("shop", "production"), made)
-    until(lambda: failed(service) == 1)
+    until(lambda: failed_moves(service) == 1)
     assert service.health("models/shop") == "NOT_SERVING"
     broken.clear()
     assert served_by(service, str(made)) == str(made)
@@ -152,7 +153,7 @@ def test_an_alias_that_was_deleted_while_a_start_loaded_stays_gone_when_that_fai
         go_on.set()
         until(lambda: service.server.served._loads.failed(made))
         assert served_by(service, "models/shop") == "StatusCode.NOT_FOUND"
-        assert failed(service) == 0
+        assert failed_moves(service) == 0
 
 
 def test_an_alias_of_a_model_that_was_unloaded_is_tried_again_after_it_was_loaded(
@@ -164,7 +165,7 @@ def test_an_alias_of_a_model_that_was_unloaded_is_tried_again_after_it_was_loade
     alias = AliasName("shop", "production")
     broken.add(made)
     service.store.registry.set_alias(alias, made)
-    until(lambda: failed(service) == 1)
+    until(lambda: failed_moves(service) == 1)
     unload(service, "shop")
     again = service.server.served._moves._again
     until(lambda: alias not in again)

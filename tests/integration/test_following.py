@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
@@ -17,18 +16,26 @@ from tests.integration.rpc_server import (
     ask,
     classifier,
     model,
-    plain,
     promote,
     refusal,
     running,
     version,
+)
+from tests.integration.watching import (
+    RED,
+    blocked,
+    failed_moves,
+    is_loading,
+    served_by,
+    unload,
+    until,
 )
 
 from acclimate.oip import grpc_service_pb2 as oip_pb
 from acclimate.v1 import inference_pb2_grpc, rollout_pb2, rollout_pb2_grpc
 from acclimate_service.domain.access import TokenDraft, principal_of
 from acclimate_service.domain.model import ModelVersion
-from acclimate_service.domain.names import AliasName, TokenName, VersionName
+from acclimate_service.domain.names import AliasName, TokenName
 from acclimate_service.inference.classifier import Classifier
 from acclimate_service.inference.residents import Loaded
 from acclimate_service.rpc import following, loads, moves
@@ -36,7 +43,6 @@ from acclimate_service.rpc.opening import Opening
 from acclimate_service.rpc.server import Admission, Limits, Server
 from acclimate_service.store import Store
 
-RED = plain((250, 0, 0))
 QUICK = Limits(poll_seconds=0.05)
 
 
@@ -46,46 +52,12 @@ def service(store: Store) -> Iterator[Service]:
         yield service
 
 
-def until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < ends, "it did not come true"
-        time.sleep(0.02)
-
-
-def served_by(service: Service, name: object, **more: Any) -> str:
-    try:
-        return service.inference.Predict(ask(name, RED), timeout=10, **more).version
-    except grpc.RpcError as error:
-        return str(error.code())
-
-
 def follows(service: Service, name: str) -> bool:
     """Whether a move that another process makes of a new model's alias is made here."""
     made = version(service.store, model(service.store, name), classifier(3))
     service.store.registry.set_alias(AliasName(name, "production"), made)
     until(lambda: served_by(service, f"models/{name}") == str(made))
     return True
-
-
-def unload(service: Service, name: str) -> oip_pb.RepositoryModelUnloadResponse:
-    return service.oip.RepositoryModelUnload(
-        oip_pb.RepositoryModelUnloadRequest(model_name=name), timeout=20
-    )
-
-
-def blocked(service: Service, monkeypatch: pytest.MonkeyPatch, slow: VersionName) -> Any:
-    """What lets *slow*, which is being opened from now on, go on to open."""
-    opening = service.server.served._loads._opening
-    go_on, usual = threading.Event(), opening.open
-
-    def open_(found: Any) -> Any:
-        if found.name == slow:
-            assert go_on.wait(30)
-        return usual(found)
-
-    monkeypatch.setattr(opening, "open", open_)
-    return go_on
 
 
 def test_a_model_on_trial_is_not_unloaded_and_the_refusal_names_the_rollout(
@@ -140,7 +112,7 @@ def test_a_version_that_breaks_in_no_way_we_know_costs_only_its_own_alias(
 
     monkeypatch.setattr(opening, "open", open_)
     service.store.registry.set_alias(AliasName("huge", "production"), bad)
-    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 1)
+    until(lambda: failed_moves(service) >= 1)
     assert follows(service, "other")
     assert served_by(service, name) == str(good)
 
@@ -205,11 +177,6 @@ def test_an_alias_that_was_made_a_moment_ago_is_answered_before_the_store_is_loo
         answer = service.inference.Predict(ask("models/late", RED, domain="dock"), timeout=10)
         assert answer.version == str(made)
         assert served_by(service, "models/nobody") == str(grpc.StatusCode.NOT_FOUND)
-
-
-def is_loading(service: Service, which: VersionName) -> bool:
-    found = service.server.served.pool.resident()
-    return any(item.version == str(which) and item.loading for item in found)
 
 
 def test_who_asks_while_a_server_starts_waits_and_is_not_told_that_nothing_is_served(
@@ -315,7 +282,7 @@ def test_whoever_asks_for_an_alias_that_never_loaded_is_told_why_and_the_file_is
 
     monkeypatch.setattr(Opening, "open", open_)
     service.store.registry.set_alias(AliasName("ill", "production"), made)
-    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 1)
+    until(lambda: failed_moves(service) >= 1)
     until(lambda: served_by(service, "models/ill") == "StatusCode.FAILED_PRECONDITION")
     assert service.health("models/ill") == "NOT_SERVING"
     for _ in range(5):
@@ -351,7 +318,7 @@ def test_a_version_that_memory_runs_out_for_leaves_the_old_one_serving_and_is_tr
     code, info = refusal(lambda: promote(service, name, second))
     assert (code, info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     service.store.registry.set_alias(AliasName("wide", "production"), second)
-    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 2)
+    until(lambda: failed_moves(service) >= 2)
     assert served_by(service, name) == str(first)
     assert service.health(str(name)) == "SERVING"
     full.clear()

@@ -32,7 +32,7 @@ from tests.integration.rpc_server import (
     running,
     version,
 )
-from tests.integration.test_rpc_process import port_of, serving
+from tests.integration.server_process import port_of, serving
 from tests.unit.rpc.methods import methods
 from tests.unit.test_house_rules import all_errors
 

@@ -25,7 +25,7 @@ from tests.integration.rpc_server import (
     running,
     version,
 )
-from tests.integration.test_rpc_process import port_of, serving
+from tests.integration.server_process import port_of, serving
 
 from acclimate.oip import grpc_service_pb2 as oip
 from acclimate.v1 import (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from tests.integration.rpc_server import (
     running,
     version,
 )
+from tests.integration.watching import until
 
 from acclimate import Client
 from acclimate.errors import Conflict, InvalidRequest
@@ -56,13 +56,6 @@ def shop(service: Service) -> ModelName:
     name = model(service.store, "shop")
     promote(service, name, version(service.store, name, classifier(31)))
     return name
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends, f"{what} did not come true"
-        time.sleep(0.02)
 
 
 def ends(client: Client, rollout: Rollout, state: RolloutState) -> Rollout:

@@ -6,14 +6,11 @@ import errno
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from tests.integration.rpc_server import (
     refusal,
     version,
 )
+from tests.integration.server_process import port_of, serving
 
 from acclimate.v1 import adaptation_pb2, adaptation_pb2_grpc, inference_pb2_grpc
 from acclimate_service.config import ServeSettings
@@ -45,13 +43,6 @@ from acclimate_service.store.folder import FolderBlobs
 
 MODELS = (("slow", 2.0), ("quick", 3.0))
 RED = plain((250, 0, 0))
-# As `python -m acclimate_service.serve`, telling at the end what it had loaded.
-TELLING = """
-import atexit, sys
-atexit.register(lambda: print("loaded", *sorted(sys.modules), file=sys.stderr))
-from acclimate_service.serve import main
-main()
-"""
 # What a server waits for threads that hang, at its start and at its end, is not waited for here.
 HURRIED = """
 from acclimate_service import serve
@@ -59,38 +50,6 @@ from acclimate_service.inference import pool
 from acclimate_service.rpc import moves
 moves.EAGER_SECONDS = pool.CLOSE_SECONDS = serve.END_SECONDS = 0.5
 """
-
-
-@contextmanager
-def serving(home: Path, *, first: str = "", **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """A real server process over *home*, killed if a test leaves it running.
-
-    *first* is what it executes before it starts to serve.
-    """
-    home.mkdir(exist_ok=True)
-    environment = os.environ | {"ACCLIMATE_HOME": str(home), "ACCLIMATE_PORT": "0"}
-    environment |= {f"ACCLIMATE_{name.upper()}": str(value) for name, value in settings.items()}
-    with subprocess.Popen(
-        [sys.executable, "-c", first + TELLING],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def port_of(process: subprocess.Popen[str]) -> int:
-    """The port in the line that a server prints when it is ready."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.fullmatch(r"acclimate serving on 127\.0\.0\.1:(\d+)\n", line)
-    assert found is not None, line
-    return int(found[1])
 
 
 def health(channel: grpc.Channel, service: str = "") -> str:
@@ -237,7 +196,7 @@ def test_a_server_whose_load_hangs_is_ready_all_the_same_and_ends_when_it_is_tol
     path.unlink()
     os.mkfifo(path)  # whoever opens it to read waits for a writer, as for a disk that hangs
     with (
-        serving(tmp_path, first=HURRIED, drain_seconds=1) as process,
+        serving(tmp_path, HURRIED, drain_seconds=1) as process,
         grpc.insecure_channel(f"127.0.0.1:{port_of(process)}") as channel,
     ):
         predict = inference_pb2_grpc.InferenceServiceStub(channel).Predict

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.integration.rpc_server import (
     running,
     version,
 )
+from tests.integration.watching import until
 
 from acclimate.oip import grpc_service_pb2
 from acclimate.v1 import adaptation_pb2, inference_pb2, registry_pb2
@@ -242,14 +243,6 @@ def test_whatever_is_sent_is_answered_or_refused_with_a_reason(
 WATCH = "/acclimate.v1.AdaptationService/WatchAdaptationJob"
 
 # ── a store that goes and comes back ─────────────────────────────────────────
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until *condition* holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it did not come true"
-        time.sleep(0.02)
 
 
 def test_predictions_go_on_without_the_store_and_health_says_what_does_not(

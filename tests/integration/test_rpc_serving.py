@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.integration.rpc_server import (
     sha256,
     version,
 )
+from tests.integration.watching import failed_moves, until
 
 from acclimate.v1 import inference_pb2, registry_pb2
 from acclimate_service.domain.model import MANIFEST_FORMAT
@@ -234,15 +234,6 @@ def test_a_deleted_alias_is_answered_no_more(service: Service) -> None:
     assert service.health(str(name)) == "NOT_SERVING"
 
 
-def until(condition: object, seconds: float = 10) -> None:
-    """Wait until *condition* holds."""
-    assert callable(condition)
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it did not come true"
-        time.sleep(0.02)
-
-
 def test_an_alias_that_is_moved_in_the_store_alone_is_followed(service: Service) -> None:
     name = model(service.store, "followed")
     first, second = (version(service.store, name, classifier(gain)) for gain in (1, 5))
@@ -264,7 +255,7 @@ def test_an_alias_moved_in_the_store_to_what_does_not_load_keeps_the_old_version
     last = version(service.store, name, classifier(6))
     alias = AliasName("stuck", "production")
     service.store.registry.set_alias(alias, bad)
-    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() >= 1)
+    until(lambda: failed_moves(service) >= 1)
     assert service.inference.Predict(ask(name, RED), timeout=10).version == str(good)
     assert service.health(str(name)) == "SERVING"
     service.store.registry.set_alias(alias, last)
@@ -291,9 +282,9 @@ def test_a_newer_worker_s_version_is_served_if_its_format_is_known_and_else_the_
 
     promoted_by_a_newer_worker(second, carbon={"grams": 7})
     until(lambda: service.inference.Predict(ask(name, RED), timeout=10).version == str(second))
-    failed = service.server.metrics.swaps.labels("failed")._value.get()
+    failed = failed_moves(service)
     promoted_by_a_newer_worker(third, format=MANIFEST_FORMAT + 1)
-    until(lambda: service.server.metrics.swaps.labels("failed")._value.get() > failed)
+    until(lambda: failed_moves(service) > failed)
     assert service.inference.Predict(ask(name, RED), timeout=10).version == str(second)
     code, info = refusal(
         lambda: service.registry.GetModelVersion(
