@@ -46,6 +46,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries take for a leak what is still there at the end
+
+
 @pytest.fixture(scope="session")
 def photos() -> Path:
     """A folder of real photographs: ``<domain>/<label>/<image>``."""
