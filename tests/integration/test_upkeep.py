@@ -1,21 +1,29 @@
-"""``acclimate store``, as whoever runs the service calls it."""
+"""``acclimate store``, as whoever runs the service calls it.
+
+What its commands do and say is asked of its program in this process, since Python's start and
+imports take most of a call's time; that the command line gets there, of real processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from PIL import Image
 from tests.contract.builders import SOURCE, claimed, draft, furnish, make_version
 from tests.objectstore import ObjectStore
 
-from acclimate_service import imaging
+from acclimate_service import imaging, upkeep
 from acclimate_service.domain.examples import EMPTY_CHAIN, Role, chain_digest
 from acclimate_service.domain.job import JobState
 from acclimate_service.store import Bucket, Received, Store, open_store
@@ -58,8 +66,33 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*words: str, home: Path) -> Done:
+    """A command, in this process."""
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"ACCLIMATE_HOME": str(home)}),
+        mock.patch.object(sys, "argv", ["acclimate store", *words]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        upkeep.main()
+    code = ended.value.code
+    return Done(returncode=int(code or 0), stdout=out.getvalue(), stderr=errors.getvalue())
+
+
+def called(*words: str, home: Path) -> Done:
+    """A command, as a person calls it."""
+    done = subprocess.run(
         [sys.executable, "-m", "acclimate", "store", *words],
         env=os.environ | {"ACCLIMATE_HOME": str(home)},
         capture_output=True,
@@ -67,17 +100,18 @@ def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=100,
     )
+    return Done(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def told(*words: str, home: Path) -> Any:
-    done = run(*words, home=home)
+def told(*words: str, home: Path, by: Callable[..., Done] = run) -> Any:
+    done = by(*words, home=home)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_a_backup_is_restored_into_another_home(home: Path, tmp_path: Path) -> None:
-    saved = told("backup", str(tmp_path / "b.tar"), home=home)
-    restored = told("restore", str(tmp_path / "b.tar"), home=tmp_path / "new")
+    saved = told("backup", str(tmp_path / "b.tar"), home=home, by=called)
+    restored = told("restore", str(tmp_path / "b.tar"), home=tmp_path / "new", by=called)
     assert restored == saved
     assert saved["tables"]["examples"]["count"] == 2
     new = store_at(tmp_path / "new")
@@ -123,7 +157,7 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(
 
 def test_a_restore_over_a_store_in_use_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
     told("backup", str(tmp_path / "b.tar"), home=home)
-    done = run("restore", str(tmp_path / "b.tar"), home=home)
+    done = called("restore", str(tmp_path / "b.tar"), home=home)
     assert done.returncode == 1
     assert done.stderr.startswith("acclimate: ALREADY_EXISTS: ")
     assert done.stderr.count("\n") == 1

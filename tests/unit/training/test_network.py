@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.models import convnext, swin_transformer, vision_transformer
 
 from acclimate_service.domain.errors import InvalidSpec, UnsupportedArchitecture
 from acclimate_service.domain.model import Architecture
@@ -38,9 +42,15 @@ def architecture(text: str) -> Architecture:
     return Architecture.model_validate({"library": library, "name": name})
 
 
-def small(text: str = "torchvision/resnet18", labels: int = 5) -> Network:
+def small(text: str = "torchvision/resnet18") -> Network:
+    return copy.deepcopy(_drawn(text))
+
+
+@functools.cache
+def _drawn(text: str) -> Network:
+    # To draw and to check the weights takes ten times as long as to copy them.
     torch.manual_seed(0)
-    return build(architecture(text), labels=labels, size=FAMILIES[text])
+    return build(architecture(text), labels=5, size=FAMILIES[text])
 
 
 def images_for(network: Network, count: int = 2) -> Tensor:
@@ -48,8 +58,34 @@ def images_for(network: Network, count: int = 2) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """torchvision's largest families with a hundredth of the weights: a cut asks for no width."""
+    vit, swin = vision_transformer._vision_transformer, swin_transformer._swin_transformer
+    conv, Block = convnext._convnext, convnext.CNBlockConfig  # noqa: N806  a class
+
+    def narrow_vit(**given: Any) -> nn.Module:
+        return vit(**given | {"num_heads": 3, "hidden_dim": 48, "mlp_dim": 96})
+
+    def narrow_swin(**given: Any) -> nn.Module:
+        return swin(**given | {"embed_dim": 24, "num_heads": [1, 2, 4, 8]})
+
+    def narrow_conv(blocks: list[Any], *rest: Any, **given: Any) -> nn.Module:
+        quarters = [
+            Block(b.input_channels // 4, b.out_channels and b.out_channels // 4, b.num_layers)
+            for b in blocks
+        ]
+        return conv(quarters, *rest, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vision_transformer, "_vision_transformer", narrow_vit)
+        patch.setattr(swin_transformer, "_swin_transformer", narrow_swin)
+        patch.setattr(convnext, "_convnext", narrow_conv)
+        yield
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def network(request: pytest.FixtureRequest) -> Network:
+def network(request: pytest.FixtureRequest, narrow: None) -> Network:  # noqa: ARG001  patches
     network = small(request.param)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

