@@ -64,13 +64,13 @@ def narrow() -> Iterator[None]:
     vit, swin = vision_transformer._vision_transformer, swin_transformer._swin_transformer
     conv, Block = convnext._convnext, convnext.CNBlockConfig  # noqa: N806  a class
 
-    def narrow_vit(**given: Any) -> nn.Module:
+    def narrow_vit(**given: Any) -> Any:
         return vit(**given | {"num_heads": 3, "hidden_dim": 48, "mlp_dim": 96})
 
-    def narrow_swin(**given: Any) -> nn.Module:
+    def narrow_swin(**given: Any) -> Any:
         return swin(**given | {"embed_dim": 24, "num_heads": [1, 2, 4, 8]})
 
-    def narrow_conv(blocks: list[Any], *rest: Any, **given: Any) -> nn.Module:
+    def narrow_conv(blocks: list[Any], *rest: Any, **given: Any) -> Any:
         quarters = [
             Block(b.input_channels // 4, b.out_channels and b.out_channels // 4, b.num_layers)
             for b in blocks

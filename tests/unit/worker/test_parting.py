@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +23,7 @@ Images = npt.NDArray[np.uint8]
 # Where an architecture is cut, and its size: residual sums right above the cut (ResNet's
 # first block), a normalisation that is fused over it (ViT's neck), and neither.
 ARCHITECTURES = (
-    ("torchvision/resnet18", 64, "block0", "block0"),
+    ("torchvision/resnet18", 32, "block0", "block0"),
     *(
         pytest.param(row, marks=pytest.mark.slow, id=row[0])
         for row in (
@@ -44,6 +45,13 @@ def network(text: str, size: int) -> Network:
     return built.eval()
 
 
+@functools.cache
+def traced(text: str, size: int) -> tuple[Network, bytes]:
+    """A network and its file, which takes seconds to trace: who changes one changes it back."""
+    built = network(text, size)
+    return built, trace(built, LABELS)
+
+
 def moved(built: Network, stage: str, seed: int) -> None:
     """Change every weight of a stage, and of what lies above it, a little."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,8 +68,7 @@ def images(size: int, count: int = 3) -> Images:
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def family(request: pytest.FixtureRequest) -> tuple[str, int, str, str, Network, bytes]:
     text, size, stage, expected = request.param
-    built = network(text, size)
-    return text, size, stage, expected, built, trace(built, LABELS)
+    return text, size, stage, expected, *traced(text, size)
 
 
 def test_siblings_share_a_trunk_to_the_bit_and_their_halves_answer_as_the_whole(
@@ -88,8 +95,7 @@ def test_siblings_share_a_trunk_to_the_bit_and_their_halves_answer_as_the_whole(
 
 @pytest.fixture(scope="module")
 def resnet() -> tuple[Network, bytes]:
-    built = network("torchvision/resnet18", 32)
-    return built, trace(built, LABELS)
+    return traced("torchvision/resnet18", 32)
 
 
 def test_a_first_version_is_cut_before_its_head(resnet: tuple[Network, bytes]) -> None:
