@@ -39,21 +39,25 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM base AS serve-environment
 COPY requirements/serve.txt /requirements/
-RUN python -m venv /opt/acclimate \
-    && /opt/acclimate/bin/pip install --require-hashes -r /requirements/serve.txt
+RUN python -m venv --without-pip /opt/acclimate \
+    && pip --python /opt/acclimate/bin/python install --require-hashes -r /requirements/serve.txt
 COPY --from=wheel /wheels /wheels
-RUN /opt/acclimate/bin/pip install --no-deps --no-index /wheels/*.whl
+RUN pip --python /opt/acclimate/bin/python install --no-deps --no-index /wheels/*.whl
 
 FROM base AS work-environment
 COPY requirements/work.txt /requirements/
-RUN python -m venv /opt/acclimate \
-    && /opt/acclimate/bin/pip install --require-hashes -r /requirements/work.txt
+RUN python -m venv --without-pip /opt/acclimate \
+    && pip --python /opt/acclimate/bin/python install --require-hashes -r /requirements/work.txt
 COPY --from=wheel /wheels /wheels
-RUN /opt/acclimate/bin/pip install --no-deps --no-index /wheels/*.whl
+RUN pip --python /opt/acclimate/bin/python install --no-deps --no-index /wheels/*.whl
 
 # ── what runs ────────────────────────────────────────────────────────────────
 
 FROM base AS runtime
+# Python's images come without its compiled library. Who may not write there would compile it at
+# every start, and the health check is one.
+RUN python -m compileall -q -x '/(site-packages|tests?|lib2to3)/' \
+    "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 # A fixed number, so that a volume's owner stays the same over releases.
 RUN groupadd --gid 10001 acclimate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/acclimate acclimate \
@@ -74,20 +78,20 @@ COPY --from=work-environment /opt/acclimate /opt/acclimate
 HEALTHCHECK NONE
 CMD ["acclimate", "work"]
 
-FROM runtime AS serve
-COPY --from=serve-environment /opt/acclimate /opt/acclimate
+FROM runtime AS answering
 # All addresses of the container's own network; what is published is the host's choice.
 ENV ACCLIMATE_HOST=0.0.0.0
 EXPOSE 50051
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["sh", "-c", "exec acclimate health --timeout 3 --server ${ACCLIMATE_SERVER:-127.0.0.1:${ACCLIMATE_PORT:-50051}}"]
+# It ends itself: Docker before 23 gives up one that takes too long and lets it run, so that on
+# a machine that is short of processors each makes the next one slower.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
+    CMD ["sh", "-c", "exec timeout -s KILL 8 acclimate health --timeout 5 --server ${ACCLIMATE_SERVER:-127.0.0.1:${ACCLIMATE_PORT:-50051}}"]
+
+FROM answering AS serve
+COPY --from=serve-environment /opt/acclimate /opt/acclimate
 CMD ["acclimate", "serve"]
 
 # The last target is what a plain `docker build .` makes.
-FROM runtime AS all
+FROM answering AS all
 COPY --from=work-environment /opt/acclimate /opt/acclimate
-ENV ACCLIMATE_HOST=0.0.0.0
-EXPOSE 50051
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["sh", "-c", "exec acclimate health --timeout 3 --server ${ACCLIMATE_SERVER:-127.0.0.1:${ACCLIMATE_PORT:-50051}}"]
 CMD ["acclimate", "up"]
