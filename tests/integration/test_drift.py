@@ -61,8 +61,11 @@ def test_images_like_the_known_ones_are_told_so_and_others_call_for_an_adaptatio
 ) -> None:
     rng = np.random.default_rng(1)
     assert "too few live images" in client.drift("shop").message
-    for _ in range(EVERY):
-        client.predict("shop", [reddish(rng) for _ in range(FEWEST)])
+    assert client.drift("shop").images == 0
+    for known in range(1, 4):  # a newcomer's first requests, few and one by one
+        client.predict("shop", reddish(rng))
+        assert client.drift("shop").images == known
+    client.predict("shop", [reddish(rng) for _ in range(FEWEST - known)])
     found = client.drift("shop")
     assert (found.due, found.images) == (False, FEWEST)
     assert found.domains[0][0] == "domains/site"
@@ -84,8 +87,7 @@ def test_the_images_that_live_ones_are_compared_with_count_as_nobody_s_requests(
     client: Client,
 ) -> None:
     rng = np.random.default_rng(3)
-    for _ in range(EVERY):
-        client.predict("shop", [reddish(rng) for _ in range(FEWEST)])
+    client.predict("shop", [reddish(rng) for _ in range(FEWEST)])
     before = client.statistics("shop")
     assert client.drift("shop").domains
     assert client.statistics("shop") == before

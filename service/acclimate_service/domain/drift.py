@@ -61,7 +61,10 @@ def drift(live: Features, known: Mapping[str, Features], *, seed: int = 0) -> Dr
     """Compare live features [n, d] with those of each known domain, [m, d]. Pure."""
     references = {name: rows for name, rows in known.items() if len(rows) >= FEWEST}
     if len(live) < FEWEST:
-        told = f"too few live images to tell: {len(live)} of {FEWEST}"
+        told = (
+            f"too few live images to tell: {len(live)} of {FEWEST} answered under an alias since "
+            "this server started; ask again when it has answered more"
+        )
         return Drift(images=len(live), domains=(), due=False, told=told)
     if not references:
         told = f"no domain of this version has {FEWEST} images to compare with"

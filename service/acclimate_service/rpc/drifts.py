@@ -1,8 +1,9 @@
 """What comes in, remembered as features, and compared with what a version knows.
 
-Of one request in ``EVERY`` the version's pooled features are kept, the newest ``KEPT``
-images of each version; the images themselves are not. What they are compared with is
-computed when somebody asks, behind all predictions, and kept as long as the version is.
+Of every request until there is something to tell, and then of one in ``EVERY``, the version's
+pooled features are kept, the newest ``KEPT`` images of each version; the images themselves are
+not. What they are compared with is computed when somebody asks, behind all predictions, and
+kept as long as the version is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from acclimate_service.inference.handle import Handle
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.store import Store
 
-EVERY = 8  # requests, of which one is remembered
+EVERY = 8  # requests, of which one is remembered once there are images enough to tell
 KEPT = 256  # images of each version
 VERSIONS = 32  # remembered at once
 REFERENCES = 160 * 2**20  # bytes of what they are compared with: of 1,250 domains
@@ -36,7 +37,7 @@ OUTPUT = "embeddings"
 class Drifts:
     """Live features by version, and their drift. Belongs to one event loop.
 
-    Which requests are remembered is *drawn*.
+    Which requests are remembered is *drawn*, but for the first ones.
     """
 
     def __init__(self, store: Store, *, lane: Lane, drawn: np.random.Generator) -> None:
@@ -50,10 +51,13 @@ class Drifts:
         self._known: OrderedDict[tuple[str, DomainName], Features] = OrderedDict()
         self._referred = 0  # bytes of all of them
 
-    def outputs(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """The outputs to compute for the next request: those *asked*, now and then one more."""
+    def outputs(self, version: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The outputs to compute for a version's next request: those *asked*, perhaps one more."""
         if OUTPUT in asked:
             return asked
+        if len(self._seen.get(version, ())) < FEWEST:
+            # Who tries the service out asks 50 images, not 400, before wanting to know.
+            return (*asked, OUTPUT)
         place = next(self._count) % EVERY
         if place == 0:
             # By chance: of models or cameras that ask by turns, always the same would be seen.

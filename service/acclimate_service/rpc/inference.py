@@ -87,7 +87,6 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.PredictRequest, deadline: float | None
     ) -> pb.PredictResponse:
         question = convert.question(request)
-        outputs = self._served.drifts.outputs(question.outputs)
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
@@ -101,7 +100,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 images = convert.pixels(request.tensor, preprocessing.size)
             return await handle.run(
                 images,
-                outputs,
+                self._served.drifts.outputs(handle.version, question.outputs),
                 deadline=None if patient else deadline,
                 priority=PATIENT if patient else question.priority,
             )

@@ -174,7 +174,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             if told.domain
             else convert.target(request.model_name, request.model_version)
         )
-        outputs = self._served.drifts.outputs(tuple([output.name for output in asked]))
+        outputs = tuple([output.name for output in asked])
 
         async def ask(handle: Handle[ModelVersion], patient: bool) -> Answer:
             preprocessing = handle.details.manifest.preprocessing
@@ -185,7 +185,7 @@ class InferenceProtocolServicer(pb_grpc.GRPCInferenceServiceServicer):
             )
             return await handle.run(
                 images,
-                outputs,
+                self._served.drifts.outputs(handle.version, outputs),
                 deadline=None if patient else deadline,
                 priority=PATIENT if patient else told.priority,
             )

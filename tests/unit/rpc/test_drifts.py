@@ -61,14 +61,33 @@ def a_store(uploaded: list[str] | None = None) -> Store:
     )
 
 
+def an_answer(images: int) -> Any:
+    return SimpleNamespace(outputs={OUTPUT: np.zeros((images, 4), np.float32)})
+
+
+def remembers(drifts: Drifts, version: str = Answering.version) -> bool:
+    """Whether the version's next request is."""
+    return OUTPUT in drifts.outputs(version, ("probabilities",))
+
+
 @pytest.mark.parametrize("cameras", [2, 4, EVERY])
 def test_of_cameras_that_ask_by_turns_each_is_remembered_as_often(cameras: int) -> None:
     drifts = Drifts(a_store(), lane=cast(Lane, None), drawn=np.random.default_rng(0))
+    drifts.observe(Answering.version, an_answer(FEWEST))
     seen = [0] * cameras
     for number in range(800 * EVERY):
-        seen[number % cameras] += OUTPUT in drifts.outputs(("probabilities",))
+        seen[number % cameras] += remembers(drifts)
     assert sum(seen) == 800
     assert min(seen) > 0.6 * 800 / cameras
+
+
+def test_every_request_is_remembered_until_there_are_images_enough_to_tell() -> None:
+    drifts = Drifts(a_store(), lane=cast(Lane, None), drawn=np.random.default_rng(0))
+    for _ in range(FEWEST):
+        assert remembers(drifts)
+        drifts.observe(Answering.version, an_answer(1))
+    assert sum(remembers(drifts) for _ in range(100 * EVERY)) == 100
+    assert remembers(drifts, "models/shop/versions/2")  # each version has a count of its own
 
 
 def test_many_who_ask_at_once_leave_the_room_to_predictions() -> None:

@@ -26,12 +26,18 @@ def drift(
     if as_json:
         print_json(found)
         return
-    console.print(words(f"{short(found.version)}, {found.images} live images: {found.message}"))
+    of = f", {found.images} live images" if found.domains else ""  # else the message counts them
+    console.print(words(f"{short(found.version)}{of}: {found.message}"))
     if found.domains:
         print_table(
             ("DOMAIN", "DISTANCE", "P", ""),
             (
-                (short(domain), f"{distance:.3f}", f"{p:.3f}", "unlike" if unlike else "")
+                (
+                    short(domain),
+                    f"{distance:.3f}",
+                    "<0.001" if p < 0.001 else f"{p:.3f}",
+                    "unlike" if unlike else "",
+                )
                 for domain, distance, p, unlike in found.domains
             ),
             empty="",
