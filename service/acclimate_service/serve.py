@@ -53,8 +53,9 @@ def main() -> None:
     """Serve with settings from the environment until SIGTERM or SIGINT.
 
     The exit code: 0 after a drain; 2 if what the settings ask for is not to be had (the
-    provider, the port, a certificate), so that starting again would not help; 1 if the
-    store is out of reach, or is not followed any more, which may pass. The log explains either.
+    provider, the port, a certificate), so that starting again would not help; 1 for what may
+    pass: the store is out of reach or not followed any more, or the system gives no thread. The
+    log explains either.
     """
     streams.forgive()
     streams.log_json_lines()
@@ -75,10 +76,9 @@ def _run() -> int:
             "cannot serve", reason=error.reason, message=str(error)
         )
         return 1 if isinstance(error, StoreUnavailable) else REFUSED
-    except (OSError, RuntimeError) as error:
-        # RuntimeError is grpc's word for an address that cannot be bound.
-        structlog.get_logger(__name__).error("cannot serve", message=str(error))
-        return REFUSED
+    except (OSError, RuntimeError) as error:  # no thread or no descriptor to be had, say
+        structlog.get_logger(__name__).error("cannot serve", message=str(error), exc_info=error)
+        return 1
 
 
 async def _serve(settings: ServeSettings) -> int:

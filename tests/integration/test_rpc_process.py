@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,7 +39,7 @@ from acclimate_service.domain.job import JobDraft, JobKind, JobSpec
 from acclimate_service.domain.names import AliasName, DomainName
 from acclimate_service.rpc.served import Served
 from acclimate_service.rpc.server import SERVICES, Server
-from acclimate_service.serve import _serve
+from acclimate_service.serve import REFUSED, _run, _serve
 from acclimate_service.store.folder import FolderBlobs
 
 MODELS = (("slow", 2.0), ("quick", 3.0))
@@ -240,14 +241,41 @@ def test_a_port_that_is_taken_is_not_shared(tmp_path: Path) -> None:
         with serving(tmp_path / "second", port=port) as second:
             _, errors = second.communicate(timeout=60)
         assert second.returncode == 2  # a restart would not help
-        assert "cannot serve" in errors
+        assert "ADDRESS_UNUSABLE" in errors
+        assert "ACCLIMATE_PORT" in errors  # what to do about it
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=30)
         assert first.returncode == 0
 
 
+def test_a_port_for_metrics_that_is_taken_is_none_to_start_again_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCLIMATE_HOME", str(tmp_path))
+    monkeypatch.setenv("ACCLIMATE_PORT", "0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("ACCLIMATE_METRICS_PORT", str(taken.getsockname()[1]))
+        assert _run() == REFUSED
+
+
+@pytest.mark.parametrize(
+    "passing", [OSError(errno.EMFILE, "too many open files"), RuntimeError("no new thread")]
+)
+def test_what_the_system_does_not_give_just_now_is_worth_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passing: Exception
+) -> None:
+    async def begin(_: Served) -> None:
+        raise passing
+
+    monkeypatch.setenv("ACCLIMATE_HOME", str(tmp_path))
+    monkeypatch.setenv("ACCLIMATE_PORT", "0")
+    monkeypatch.setattr(Served, "begin", begin)
+    assert _run() == 1
+
+
 def test_metrics_are_told_at_their_own_port(tmp_path: Path) -> None:
-    import socket
     import urllib.request
 
     with socket.socket() as probe:

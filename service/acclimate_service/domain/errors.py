@@ -56,7 +56,7 @@ class UnknownLabel(ServiceError):
     reason = "UNKNOWN_LABEL"
 
     def __init__(self, label: str, domain: str) -> None:
-        told = f"label {label[:80]!r} is not one of the labels of {domain}; see GetDomain"
+        told = f"label {label[:80]!r} is none of {domain}; see GetDomain, CreateDomain: labels stay"
         super().__init__(told, label=label[:80], domain=domain)
 
 
@@ -148,6 +148,12 @@ class OpenDoor(ServiceError):
     reason = "OPEN_DOOR"
 
 
+class AddressUnusable(ServiceError):
+    """The address that the settings name cannot be listened on: taken, or not this machine's."""
+
+    reason = "ADDRESS_UNUSABLE"
+
+
 # ── it is not there, or there already ────────────────────────────────────────
 
 
@@ -184,12 +190,9 @@ class DomainNotServed(ServiceError):
     reason = "DOMAIN_NOT_SERVED"
 
     def __init__(self, model: str, domain: str) -> None:
-        super().__init__(
-            f"{model} serves nothing for {domain!r}: adapt it to that domain with promote_to "
-            f"{domain!r}, or set its alias {domain!r}; without a domain, production answers",
-            model=model,
-            domain=domain,
-        )
+        told = f"{model} serves nothing for {domain!r}: adapt it to that domain with promote_to "
+        told += f"{domain!r}, or set its alias {domain!r}; without a domain, production answers"
+        super().__init__(told, model=model, domain=domain)
 
 
 class BlobNotFound(ServiceError):

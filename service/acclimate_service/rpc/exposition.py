@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import prometheus_client
 import structlog
 
-from acclimate_service.domain.errors import Unauthenticated
+from acclimate_service.domain.errors import AddressUnusable, Unauthenticated
 from acclimate_service.rpc.keyring import Keyring
 
 CONNECTIONS = 32  # at once
@@ -117,6 +117,9 @@ def exposed(
         keyring: Who may ask (a good token of any role, without limits: the metrics name every
             model); None: everyone.
         tls: Makes the context of each connection; None: plain text.
+
+    Raises:
+        AddressUnusable: the address is taken or is not this machine's.
     """
     metrics = prometheus_client.make_wsgi_app(registry)
 
@@ -134,7 +137,13 @@ def exposed(
         return answer
 
     kind = _Server if tls is None else type("_Server", (_TLSServer,), {"renew": staticmethod(tls)})
-    server: WSGIServer = make_server(host, port, app, kind, handler_class=_Handler)
+    try:
+        server: WSGIServer = make_server(host, port, app, kind, handler_class=_Handler)
+    except OSError as error:
+        raise AddressUnusable(
+            f"cannot answer Prometheus on {host}:{port}: {error.strerror}; choose another port by "
+            "ACCLIMATE_METRICS_PORT"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:

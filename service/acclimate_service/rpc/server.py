@@ -26,7 +26,7 @@ from acclimate.v1 import (
     rollout_pb2,
     rollout_pb2_grpc,
 )
-from acclimate_service.domain.errors import Overloaded, StoreUnavailable
+from acclimate_service.domain.errors import AddressUnusable, Overloaded, StoreUnavailable
 from acclimate_service.domain.model import ModelVersion, Precision
 from acclimate_service.inference.execution import Execution
 from acclimate_service.inference.pool import Pool
@@ -255,12 +255,18 @@ class Server:
         Without *credentials* in plain text.
 
         Raises:
-            RuntimeError: the address is taken or is not this machine's.
+            AddressUnusable: the address is taken or is not this machine's.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if credentials is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, credentials)
+        try:
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:  # grpc's word for it, which does not say why
+            raise AddressUnusable(
+                f"cannot listen on {address}: it is taken, or not this machine's; choose another "
+                "by ACCLIMATE_HOST and ACCLIMATE_PORT (0: any free port)"
+            ) from error
 
     async def start(self) -> None:
         """Answer health at once, and everything else when the aliases were tried.

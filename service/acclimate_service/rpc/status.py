@@ -47,6 +47,7 @@ CODES: Final[dict[type[errors.ServiceError], grpc.StatusCode]] = {
     errors.PermissionDenied: _Code.PERMISSION_DENIED,
     errors.TLSUnusable: _Code.FAILED_PRECONDITION,
     errors.OpenDoor: _Code.FAILED_PRECONDITION,
+    errors.AddressUnusable: _Code.FAILED_PRECONDITION,
     errors.NotFound: _Code.NOT_FOUND,
     errors.VersionNotFound: _Code.NOT_FOUND,
     errors.AliasNotFound: _Code.NOT_FOUND,

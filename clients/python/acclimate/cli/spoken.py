@@ -12,6 +12,7 @@ from typing import Final
 COMMANDS: Final = {
     "CancelAdaptationJob": "jobs cancel",
     "CreateAdaptationJob": "adapt",
+    "CreateDomain": "domains create",
     "CreateToken": "tokens create",
     "ForceModelVersion": "jobs force",
     "GetAdaptationJob": "jobs get",
