@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.contract.builders import (
     MODEL,
@@ -161,6 +163,19 @@ def test_an_upload_that_a_job_has_learnt_from_stays(store: Store) -> None:
     judged(store)
     with pytest.raises(InUse, match="has learnt"):
         store.domains.delete_batch(batch.name)
+
+
+def test_an_upload_that_a_job_under_way_does_not_read_can_be_taken_back(store: Store) -> None:
+    base = make_version(store)
+    make_version(store, base)  # the model knows TARGET, and the next job's incumbent does not
+    beside = upload(store, pictures(2), Role.TRAIN, to=TARGET, request="beside")
+    domain(store, STRAY)
+    store.jobs.enqueue(replace(draft(base), target=STRAY), request_id="")
+    claimed(store)
+    late = upload(store, pictures(2, prefix="late"), Role.TRAIN, to=SOURCE, request="late")
+    store.domains.delete_batch(beside.name)
+    store.domains.delete_batch(late.name)  # it came after the job had begun
+    assert store.domains.list_batches(TARGET).items == ()
 
 
 def test_an_upload_stays_while_a_job_that_may_read_it_waits(store: Store) -> None:

@@ -135,7 +135,7 @@ def _reports_about(tx: Transaction, content: str) -> tuple[list[bytes], list[tup
     reports = tx.rows(
         sa.select(jobs.c.id, jobs.c.report_json)
         .where(jobs.c.report_json != "")
-        .where(jobs.c.model.in_(mistakes.readers(_holding(content))))
+        .where(jobs.c.model.in_(mistakes.models_reading(_holding(content))))
     )
     return [row.blob.encode() for row in files], [(row.id, row.report_json) for row in reports]
 

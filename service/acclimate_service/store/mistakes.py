@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from acclimate_service.domain.errors import InUse, NotFound
 from acclimate_service.domain.job import JobState
 from acclimate_service.domain.names import BatchName, DomainName, JobName, ModelName
-from acclimate_service.store import audit, batches, schema
+from acclimate_service.store import audit, batches, readers, schema
 from acclimate_service.store.engine import Transaction
 
 _UNENDED = [state.value for state in JobState if not state.ended]
@@ -79,30 +79,23 @@ def delete_batch(tx: Transaction, name: BatchName) -> None:
 
     Raises:
         NotFound: there is no such batch.
-        InUse: a job that may read its domain has not ended, or was judged after it came.
+        InUse: a job that reads it has not ended, or was judged.
     """
     tx.serialize(batches.LOCK)
-    row = batches.find(tx, name)
-    jobs, domains = schema.jobs, schema.domains
-    if row.committed:
-        of_it = readers(sa.select(domains.c.id).where(domains.c.id == name.domain))
-        after = sa.and_(_judged(), jobs.c.ended_at >= row.touched_at)
-        reader = tx.scalar(
-            sa.select(jobs.c.id)
-            .where(jobs.c.model.in_(of_it), sa.or_(jobs.c.state.in_(_UNENDED), after))
-            .limit(1)
-        )
+    if batches.find(tx, name).committed:
+        unended_or_judged = sa.or_(schema.jobs.c.state.in_(_UNENDED), _judged())
+        reader = readers.of_batch(tx, name.batch, unended_or_judged)
         if reader is not None:
             raise InUse(
-                f"{JobName(reader)} learns, or has learnt, from {name}; `acclimate store erase` "
+                f"{reader} learns, or has learnt, from {name}; `acclimate store erase` "
                 "takes single images out",
-                by=JobName(reader),
+                by=reader,
             )
     batches.drop(tx, name.batch)
     audit.note(tx, "DeleteLabeledBatch", name)
 
 
-def readers(domains: Any) -> Any:
+def models_reading(domains: Any) -> Any:
     """The models whose jobs may read any of *domains* (a query of their ids).
 
     A job reads its own two domains, and all that its model was adapted to before.

@@ -1,4 +1,4 @@
-"""Who has read an image: jobs that have begun, versions that were made; and how it is withheld.
+"""Who has read an image or an upload: jobs, versions that were made; and how one is withheld.
 
 A job reads what was committed before its first attempt, of its own domains and of all
 that its incumbent was made for: what was learnt is shown again, and judged again.
@@ -29,6 +29,11 @@ _READING = [  # what says which images a job reads
     schema.jobs.c[name]
     for name in ("id", "model", "source", "target", "incumbent", "reads_up_to", "ended_at")
 ]
+_UPLOAD = (  # what says of an upload who reads it
+    schema.batches.c.committed.label("batch_committed"),
+    schema.batches.c.touched_at.label("committed_at"),
+    schema.batches.c.commit_number,
+)
 _TOLD = 10  # of many jobs, how many a message names
 
 
@@ -89,12 +94,7 @@ def rows_of(tx: Transaction, content: str) -> Sequence[Any]:
     """The image's rows, each with what its batch says of when it was committed."""
     examples, uploads = schema.examples, schema.batches
     return tx.rows(
-        sa.select(
-            examples,
-            uploads.c.committed.label("batch_committed"),
-            uploads.c.touched_at.label("committed_at"),
-            uploads.c.commit_number,
-        )
+        sa.select(examples, *_UPLOAD)
         .join(uploads, uploads.c.id == examples.c.batch)
         .where(examples.c.content == content)
     )
@@ -121,6 +121,18 @@ def unended(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> tuple[J
     )
 
 
+def of_batch(tx: Transaction, batch: str, concerned: Any) -> JobName | None:
+    """One of the *concerned* jobs that has read an upload or may yet; None if there is none.
+
+    A job that waits for its first attempt will read all that is there then.
+    """
+    jobs, uploads = schema.jobs, schema.batches
+    upload = tx.row(sa.select(uploads.c.domain, *_UPLOAD).where(uploads.c.id == batch))
+    reading = _Reading([upload], Lineages.of(tx))
+    found = tx.rows(sa.select(*_READING).where(concerned).order_by(jobs.c.number))
+    return next((JobName(job.id) for job in found if reading.may_have(job, upload)), None)
+
+
 def refused(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> dict[JobName, Any]:
     """The jobs that may have read the image and keep a candidate to force; their summaries."""
     jobs, made = schema.jobs, sa.select(schema.versions.c.job)
@@ -136,7 +148,7 @@ def refused(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> dict[Jo
 
 
 class _Reading:
-    """Which job may have read which of an image's rows."""
+    """Which job may have read which of an image's rows, or of an upload."""
 
     def __init__(self, rows: Sequence[Any], lineages: Lineages) -> None:
         self._knowing = {row.domain: lineages.knowing(row.domain) for row in rows}
