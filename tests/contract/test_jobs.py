@@ -9,6 +9,7 @@ from tests.contract.builders import (
     MODEL,
     PRODUCTION,
     SOURCE,
+    TARGET,
     FakeClock,
     claimed,
     draft,
@@ -27,7 +28,7 @@ from acclimate_service.domain.errors import (
     VersionNotFound,
 )
 from acclimate_service.domain.job import EventKind, Failure, JobState, Lease, Phase
-from acclimate_service.domain.names import JobName, ModelName, VersionName
+from acclimate_service.domain.names import DomainName, JobName, ModelName, VersionName
 from acclimate_service.store import Store
 
 
@@ -98,6 +99,15 @@ def test_jobs_are_listed_newest_first_by_model_and_state(store: Store) -> None:
     assert [job.name for job in store.jobs.list(states=[JobState.CANCELLED]).items] == names[:1]
     assert len(store.jobs.list(model=MODEL).items) == 3
     assert store.jobs.list(model=ModelName("other")).items == ()
+
+
+def test_jobs_are_listed_by_the_domain_that_they_learn(store: Store) -> None:
+    version = make_version(store)
+    (bootstrap,) = store.jobs.list().items
+    adaptation = store.jobs.enqueue(draft(version), request_id="")
+    assert store.jobs.list(domain=SOURCE).items == (bootstrap,)
+    assert store.jobs.list(domain=TARGET).items == (adaptation,)
+    assert store.jobs.list(domain=DomainName("other")).items == ()
 
 
 # ── leases ───────────────────────────────────────────────────────────────────

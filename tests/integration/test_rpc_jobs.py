@@ -220,6 +220,24 @@ def test_jobs_are_listed_by_model_and_state(service: Service) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_jobs_are_listed_by_the_domain_that_they_learn(service: Service) -> None:
+    name = model(service.store, "listed-by-domain")
+    promote(service, name, version(service.store, name, classifier(28)))
+    night, day = (stocked(service, f"{when}-of-listed") for when in ("night", "day"))
+    at_night = create(service, name, night)
+    create(service, name, day)
+
+    def listed(domain: str) -> list[str]:
+        request = pb.ListAdaptationJobsRequest(model=str(name), domain=domain)
+        answer = service.adaptation.ListAdaptationJobs(request, timeout=10)
+        return [job.name for job in answer.jobs]
+
+    assert listed(str(night)) == [at_night.name]
+    assert len(listed("")) > 1
+    code, info = refusal(lambda: listed("night"))
+    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NAME")
+
+
 # ── following ────────────────────────────────────────────────────────────────
 
 

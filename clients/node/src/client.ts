@@ -304,13 +304,16 @@ export class Client {
     return new Job(this.connection, this.adaptation, found);
   }
 
-  /** All jobs, or those of one model, or in one state; the newest first. */
-  async *jobs(only: { model?: string; state?: State } = {}): AsyncGenerator<Job> {
+  /** All jobs, or those of one model, of one domain that is learnt, or in one state; newest first. */
+  async *jobs(
+    only: { model?: string; domain?: string; state?: State } = {},
+  ): AsyncGenerator<Job> {
     const list = this.adaptation.listAdaptationJobs.bind(this.adaptation);
     const model = only.model ? names.modelName(only.model) : "";
+    const domain = only.domain ? names.domainName(only.domain) : "";
     const state = only.state ?? State.STATE_UNSPECIFIED;
     const page = (pageToken: string) =>
-      this.connection.call(list, { model, state, pageSize: 0, pageToken });
+      this.connection.call(list, { model, domain, state, pageSize: 0, pageToken });
     for await (const found of paged(page, ({ jobs }) => jobs)) {
       yield new Job(this.connection, this.adaptation, found);
     }

@@ -243,6 +243,7 @@ test("models, versions, aliases and jobs are listed, and a report is fetched", a
   const [alias] = await client.aliases("bars");
   assert.equal(alias!.version, version!.name);
   const [job] = await all(client.jobs({ model: "bars", state: JobState.STATE_SUCCEEDED }));
+  assert.deepEqual(await all(client.jobs({ model: "bars", domain: "elsewhere" })), []);
   assert.equal(job!.version, version!.name);
   assert.match((await job!.report()).toString(), /<html/);
   assert.equal(typeof JSON.parse((await job!.report("json")).toString()), "object");

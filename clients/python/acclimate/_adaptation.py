@@ -213,11 +213,21 @@ class AdaptationCalls:
         return Job.named(self._connection, _names.job_name(name))
 
     def jobs(
-        self, *, model: str = "", state: JobState | None = None, limit: int | None = None
+        self,
+        *,
+        model: str = "",
+        domain: str = "",
+        state: JobState | None = None,
+        limit: int | None = None,
     ) -> list[Job]:
-        """All jobs, or those of one model, or in one state; the newest first, *limit* at most."""
+        """All jobs, or those of one model, of one domain that is learnt, or in one state.
+
+        The newest come first, *limit* at most.
+        """
         request = adaptation_pb2.ListAdaptationJobsRequest(
-            model=_names.model_name(model) if model else "", state=_wire.state_number(state)
+            model=_names.model_name(model) if model else "",
+            domain=_names.domain_name(domain) if domain else "",
+            state=_wire.state_number(state),
         )
         pages = self._connection.pages(self._adaptation.ListAdaptationJobs, request)
         messages = (message for page in pages for message in page.jobs)

@@ -182,6 +182,7 @@ class AdaptationServicer(pb_grpc.AdaptationServiceServicer):
         # thousand on a page.
         page = self._store.jobs.list(
             model=ModelName.parse(request.model) if request.model else None,
+            domain=DomainName.parse(request.domain) if request.domain else None,
             within=caller().models,
             states=convert.job_states(request.state),
             page_size=request.page_size,

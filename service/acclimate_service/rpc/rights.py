@@ -142,7 +142,7 @@ _ADAPTATION: Final = {
         changes=True,
     ),
     "GetAdaptationJob": _right(ADAPT, PROMOTE, jobs=("name",)),
-    "ListAdaptationJobs": _right(ADAPT, PROMOTE, models=("model",)),
+    "ListAdaptationJobs": _right(ADAPT, PROMOTE, models=("model",), domains=("domain",)),
     "CancelAdaptationJob": _right(ADAPT, jobs=("name",), changes=True),
     "WatchAdaptationJob": _right(ADAPT, PROMOTE, jobs=("name",)),
     # A report shows images, so those who only predict do not see it.

@@ -64,6 +64,7 @@ class Jobs:
         self,
         *,
         model: ModelName | None = None,
+        domain: DomainName | None = None,
         within: Scope = EVERYTHING,
         states: Collection[JobState] = (),
         page_size: int = 0,
@@ -71,7 +72,7 @@ class Jobs:
     ) -> Page[Job]:
         """See :func:`~acclimate_service.store.queue.page`."""
         return self._database.read(
-            queue.page, model, within, states, page_size=page_size, token=page_token
+            queue.page, model, domain, within, states, page_size=page_size, token=page_token
         )
 
     def depth(self) -> dict[JobState, int]:

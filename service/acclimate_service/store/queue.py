@@ -153,17 +153,24 @@ def by_request(tx: Transaction, request_id: str) -> Job | None:
 def page(
     tx: Transaction,
     model: ModelName | None,
+    domain: DomainName | None,
     within: Scope,
     states: Collection[JobState],
     *,
     page_size: int,
     token: str,
 ) -> Page[Job]:
-    """Jobs of models *within* a scope, newest first; all, or of one model, or in *states*."""
+    """Jobs of models *within* a scope, newest first; of *model*, that learn *domain*, in *states*.
+
+    None, and no state, leave nothing out.
+    """
     table, limit, before = schema.jobs, page_limit(page_size), page_number(token)
     query = sa.select(table).where(in_scope(table.c.model, within))
     if model is not None:
         query = query.where(table.c.model == model.model)
+    if domain is not None:  # a first version's job has a source alone
+        learnt = sa.func.coalesce(table.c.target, table.c.source)
+        query = query.where(learnt == domain.domain)
     if states:
         query = query.where(table.c.state.in_([state.value for state in states]))
     if before is not None:

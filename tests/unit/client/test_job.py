@@ -190,9 +190,10 @@ def test_no_such_job_is_not_found(client: Client) -> None:
         client.job("elsewhere")
 
 
-def test_jobs_are_asked_for_by_model_and_state(service: Service, client: Client) -> None:
-    (job,) = client.jobs(model="digits", state=JobState.RUNNING)
+def test_jobs_are_asked_for_by_model_domain_and_state(service: Service, client: Client) -> None:
+    (job,) = client.jobs(model="digits", domain="pens", state=JobState.RUNNING)
     request = service.seen[0][1]
     assert isinstance(request, adaptation_pb2.ListAdaptationJobsRequest)
-    assert (request.model, request.state) == ("models/digits", AdaptationJob.STATE_RUNNING)
+    assert (request.model, request.domain) == ("models/digits", "domains/pens")
+    assert request.state == AdaptationJob.STATE_RUNNING
     assert job.name == "jobs/j1"

@@ -130,6 +130,7 @@ def _follow(job: Job, *, as_json: bool) -> None:
 def jobs(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Only those of this model.")] = "",
+    domain: Annotated[str, typer.Option(help="Only those that learn this domain.")] = "",
     state: Annotated[
         JobState | None, typer.Option(case_sensitive=False, help="Only those in this state.")
     ] = None,
@@ -142,15 +143,18 @@ def jobs(
 ) -> None:
     """List the jobs, newest first. Its commands follow, show, cancel and force one.
 
-    Example: acclimate jobs --state running
+    Example: acclimate jobs --domain night --state running
     """
     if belongs_to(context):
         return
     with connect(server) as client:
         most = limit if as_json or limit else SHOWN
-        found = client.jobs(model=model, state=state, limit=most and most + 1)
-        if model and not found:
-            client.model(model)  # an empty list would hide a mistyped name
+        found = client.jobs(model=model, domain=domain, state=state, limit=most and most + 1)
+        if not found:  # an empty list would hide a mistyped name
+            if model:
+                client.model(model)
+            if domain:
+                client.domain(domain)
     more, found = most is not None and len(found) > most, found[:most]
     if as_json:
         print_json({"jobs": [job.snapshot for job in found]})

@@ -934,12 +934,15 @@ class ListAdaptationJobsRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """models/{model}, or empty for all."""
     state: Global___AdaptationJob.State.ValueType
     """Unspecified for all."""
     page_size: _builtins.int
     page_token: _builtins.str
+    domain: _builtins.str
+    """domains/{domain} that the jobs learn, or empty for all."""
     def __init__(
         self,
         *,
@@ -947,10 +950,11 @@ class ListAdaptationJobsRequest(_message.Message):
         state: Global___AdaptationJob.State.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
