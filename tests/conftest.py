@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -39,11 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 
-def pytest_collection_finish() -> None:
-    # Of the million objects that torch and its like are made of none ever goes: who collects
-    # garbage from here on, as tests of leaks do again and again, need not look at them.
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # Of the million objects that torch and its like are made of none ever goes: nobody who
+    # collects garbage need look at them, neither here nor in each test of what leaks.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure() -> None:

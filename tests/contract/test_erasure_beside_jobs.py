@@ -176,7 +176,7 @@ def test_no_job_that_read_an_erased_image_publishes_while_workers_go_on(
 ) -> None:
     others = pictures(4)
     upload(store, [FACE, *others], Role.TRAIN, to=SOURCE, request="r")
-    for number in range(36):
+    for number in range(24):
         store.jobs.enqueue(draft(seed=number), request_id=f"{number}")
     workers = [Actor(place, "train", f"worker-{number}", FACE.content) for number in range(3)]
     for worker in workers:
@@ -190,7 +190,7 @@ def test_no_job_that_read_an_erased_image_publishes_while_workers_go_on(
 
     saw = {job for job, seen in said if seen}
     ended = {job.name.job: job for job in store.jobs.list(page_size=100).items}
-    assert len(ended) == 36
+    assert len(ended) == 24
     assert all(job.state.ended for job in ended.values())
     assert {name.job for name in erasure.cancelled} <= saw
     for job in ended.values():
