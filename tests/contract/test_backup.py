@@ -32,6 +32,7 @@ from acclimate_service.domain.errors import (
 )
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import EventKind, JobState
+from acclimate_service.domain.names import VersionName
 from acclimate_service.store import Store, backup, migrations, open_store, schema
 
 
@@ -41,15 +42,22 @@ def filled(store: Store) -> Store:
     furnish(store)
     upload(store, pictures(5), Role.AUTO, request="r")
     send(store, pictures(2, prefix="open"), Role.TRAIN, request="open")
-    version = make_version(store, promote=PRODUCTION)
-    for _ in range(11):  # "10" sorts before "2", and descends from "9"
-        version = make_version(store, version)
+    version = make_version(store, make_version(store, promote=PRODUCTION))
     store.jobs.enqueue(draft(version), request_id="running")
     _, lease = claimed(store)
     store.jobs.checkpoint(lease, "TUNING", {"epoch": 3}, {"weights": store.blobs.put(b"half")})
     store.jobs.event(lease, kind=EventKind.EPOCH, phase=None, message="ünïcode", facts={})
     store.audit.record(who="ann", action="promote", subject=str(PRODUCTION), why="better")
     return store
+
+
+@pytest.fixture
+def old(filled: Store) -> Store:
+    """The same with a dozen versions: "10" sorts before "2", and descends from "9"."""
+    version = VersionName(MODEL.model, "2")
+    for _ in range(10):
+        version = make_version(filled, version)
+    return filled
 
 
 @pytest.fixture
@@ -76,12 +84,12 @@ def by_key(found: dict[str, list[dict[str, object]]]) -> dict[str, list[str]]:
     }
 
 
-def test_what_is_restored_is_what_was_saved(filled: Store, empty: Store, tmp_path: Path) -> None:
-    told = filled.save(tmp_path / "backup.tar")
+def test_what_is_restored_is_what_was_saved(old: Store, empty: Store, tmp_path: Path) -> None:
+    told = old.save(tmp_path / "backup.tar")
     assert told.missing == ()
     assert empty.restore(tmp_path / "backup.tar") == told
-    assert by_key(rows(empty)) == by_key(rows(filled))
-    assert set(empty.blobs.digests()) == set(filled.blobs.digests())
+    assert by_key(rows(empty)) == by_key(rows(old))
+    assert set(empty.blobs.digests()) == set(old.blobs.digests())
     assert empty.reconcile().missing == ()
 
 
@@ -98,11 +106,11 @@ def test_only_files_can_be_missing_from_a_backup(filled: Store, tmp_path: Path) 
 
 
 def test_a_restored_store_goes_on_numbering_where_the_saved_one_was(
-    filled: Store, opener: Opener, tmp_path: Path
+    old: Store, opener: Opener, tmp_path: Path
 ) -> None:
-    filled.save(tmp_path / "backup.tar")
+    old.save(tmp_path / "backup.tar")
     # Emptied in place, so that PostgreSQL, too, is restored into its own kind.
-    with filled.database.engine.begin() as connection:
+    with old.database.engine.begin() as connection:
         migrations.downgrade(connection, "base")
     again = opener()
     again.restore(tmp_path / "backup.tar")
