@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import acclimate
 
@@ -90,7 +90,10 @@ class Process:
 
 
 class Service:
-    """``serve`` and ``work`` over one home, on a free port of the loopback interface."""
+    """``serve`` and ``work`` over one home, on a free port of the loopback interface.
+
+    As a context, it starts both and ends them.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,14 @@ class Service:
 
         wait_for(ready, START_SECONDS, "the server's first answer")
         return client
+
+    def __enter__(self) -> Self:
+        self.serve.start()
+        self.work.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """End both, by their own pids."""

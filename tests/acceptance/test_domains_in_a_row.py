@@ -21,15 +21,10 @@ JOB_SECONDS = 300.0
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(
+    with Service(
         tmp_path / "home", serve={}, work={"idle_priority": False, "poll_seconds": 0.1}
-    )
-    running.serve.start()
-    running.work.start()
-    try:
+    ) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def negative(example: Example) -> Example:

@@ -78,17 +78,12 @@ def pointing_outside() -> bytes:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(
+    with Service(
         tmp_path / "home",
         serve={},
         work={"idle_priority": False, "poll_seconds": 0.1, "threads": 1, "device": "cpu"},
-    )
-    running.serve.start()
-    running.work.start()
-    try:
+    ) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def past_the_door(home: Path, model: str, content: bytes) -> str:

@@ -30,17 +30,12 @@ JOB_SECONDS = 240.0
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Both processes, shared: each test has a domain and a model of its own."""
-    running = Service(
+    with Service(
         tmp_path_factory.mktemp("kills") / "home",
         serve={},
         work={"idle_priority": False, "lease_seconds": 4, "max_attempts": 12, "poll_seconds": 0.1},
-    )
-    running.serve.start()
-    running.work.start()
-    try:
+    ) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def register(client: Client, name: str) -> None:

@@ -41,13 +41,8 @@ def built() -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path / "home", serve={}, work={"idle_priority": False})
-    running.serve.start()
-    running.work.start()
-    try:
+    with Service(tmp_path / "home", serve={}, work={"idle_priority": False}) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def write_folder(folder: Path) -> None:

@@ -45,12 +45,8 @@ def replicas(database: str, faulty: FaultProxy, tmp_path: Path) -> Iterator[Serv
         poll_seconds=0.1,
         **shared,
     )
-    running.serve.start()
-    running.work.start()
-    try:
+    with running:
         yield running
-    finally:
-        running.stop()
 
 
 def adapted(client: Client) -> Job:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import hashlib
 import io
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,7 +167,7 @@ def running(
     server, port = started[0]
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     try:
-        plain = partial(grpc.insecure_channel, options=options)
+        plain = functools.partial(grpc.insecure_channel, options=options)
         with plain(f"127.0.0.1:{port}") if channel is None else channel(port) as opened:
             yield Service(store=store, server=server, port=port, channel=opened, loop=loop)
     finally:
@@ -419,5 +420,18 @@ def sha256(content: bytes) -> str:
 
 
 def fresh_store(folder: Path) -> Store:
-    """A new store in *folder*."""
-    return open_store(f"sqlite:///{folder / 'acclimate.db'}", folder / "blobs")
+    """The store in *folder*, a new one where there is none yet."""
+    file = folder / "acclimate.db"
+    if folder.is_dir() and not file.exists():
+        file.touch(mode=0o600)
+        file.write_bytes(_migrated())
+    return open_store(f"sqlite:///{file}", folder / "blobs")
+
+
+@functools.cache
+def _migrated() -> bytes:
+    """The file of an empty store, which takes eight times as long to migrate as to write."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "acclimate.db"
+        open_store(f"sqlite:///{file}", Path(folder) / "blobs").close()
+        return file.read_bytes()
