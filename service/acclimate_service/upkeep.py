@@ -1,4 +1,4 @@
-"""Upkeep of a store by whoever runs it: backup, restore, tidy, erase. ``acclimate store``.
+"""Upkeep of a store by whoever runs it: backup, tidy, erase, ... ``acclimate store``.
 
 These act on the database and the blobs themselves, beside running servers and
 workers, and need no server. They print JSON; a refusal is one line on the standard
@@ -44,6 +44,14 @@ BlobsAt = Annotated[
     str | None,
     typer.Option("--blobs", help="Unset: ACCLIMATE_BLOBS or a folder in the home folder."),
 ]
+# How one image is named, and why something is done to it.
+ImageFile = Annotated[
+    Path | None, typer.Option(help="The image itself, in any file format.", exists=True)
+]
+Content = Annotated[str, typer.Option(help="The sha256 of its pixels.")]
+HoldingDomain = Annotated[str, typer.Option(help="With --id: a domain that holds it.")]
+UploadersId = Annotated[str, typer.Option("--id", help="What its uploader called it.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
 
 
 @app.command("backup")
@@ -127,13 +135,11 @@ def tidy(
 
 @app.command()
 def erase(
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")],
-    image: Annotated[
-        Path | None, typer.Option(help="The image itself, in any file format.", exists=True)
-    ] = None,
-    content: Annotated[str, typer.Option(help="The sha256 of its pixels.")] = "",
-    domain: Annotated[str, typer.Option(help="With --id: a domain that holds it.")] = "",
-    id_: Annotated[str, typer.Option("--id", help="What its uploader called it.")] = "",
+    reason: Reason,
+    image: ImageFile = None,
+    content: Content = "",
+    domain: HoldingDomain = "",
+    id_: UploadersId = "",
     cancel_jobs: Annotated[
         bool, typer.Option("--cancel-jobs", help="Cancel the jobs that may have read it.")
     ] = False,
@@ -152,12 +158,7 @@ def erase(
     """
     settings = _settings(home, database_url, blobs)
     with _store(settings) as store:
-        if image is not None:
-            content = imaging.content_digest(imaging.decode(image.read_bytes()))
-        elif domain and id_:
-            content = erasure.content_of(store.database, domain.removeprefix("domains/"), id_)
-        elif not content:
-            raise InvalidSpec("name the image: --image, --content, or --domain with --id")
+        content = _named(store, image, content, domain, id_)
         patience = wait if cancel_jobs else None
         erased = store.erase(content, who=getpass.getuser(), why=reason, cancel_jobs=patience)
     shards = cache.forget(settings.home / cache.FOLDER, content)
@@ -174,6 +175,46 @@ def erase(
             "measured": [str(name) for name in erased.measured],
         }
     )
+
+
+@app.command("give-back")
+def give_back(
+    reason: Reason,
+    image: ImageFile = None,
+    content: Content = "",
+    domain: HoldingDomain = "",
+    id_: UploadersId = "",
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+    blobs: BlobsAt = None,
+) -> None:
+    """Let jobs have an image again that an erasure withheld and did not come to erase.
+
+    `erase --cancel-jobs` withholds it at once; if a job does not end in time, it stays so.
+
+    Example: acclimate store give-back --domain webcam --id mug/17.jpg --reason "ticket 4712"
+    """
+    with _store(_settings(home, database_url, blobs)) as store:
+        content = _named(store, image, content, domain, id_)
+        found = store.give_back(content, who=getpass.getuser(), why=reason)
+        _print({"content": content, "batches": [str(name) for name in found]})
+
+
+def _named(store: Store, image: Path | None, content: str, domain: str, id_: str) -> str:
+    """The content of the image that one of the ways to name it names.
+
+    Raises:
+        BadImage: the file is none.
+        InvalidSpec: none of the ways is taken, or the id is that of several images.
+        NotFound: the domain holds nothing under the id.
+    """
+    if image is not None:
+        return imaging.content_digest(imaging.decode(image.read_bytes()))
+    if domain and id_:
+        return erasure.content_of(store.database, domain.removeprefix("domains/"), id_)
+    if not content:
+        raise InvalidSpec("name the image: --image, --content, or --domain with --id")
+    return content
 
 
 @contextlib.contextmanager

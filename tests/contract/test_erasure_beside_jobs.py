@@ -25,7 +25,7 @@ from tests.contract.builders import (
 )
 from tests.contract.conftest import Opener, Place
 
-from acclimate_service.domain.errors import ImageInUse, InvalidSpec
+from acclimate_service.domain.errors import ImageInUse, InvalidSpec, NotFound
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import Job, JobState
 from acclimate_service.domain.names import DomainName, VersionName
@@ -130,6 +130,41 @@ def test_a_job_that_does_not_end_in_time_is_named_and_cannot_publish(store: Stor
     assert (ended.state, ended.version) == (JobState.CANCELLED, None)
     assert store.erase(FACE.content, **WHO).files  # though the later one runs
     assert not store.jobs.get(later.name).state.ended
+
+
+def test_an_image_that_was_withheld_and_not_erased_can_be_given_back(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    store.jobs.enqueue(draft(make_version(store)), request_id="")
+    job, lease = claimed(store)
+    with pytest.raises(ImageInUse, match="give-back"):
+        store.erase(FACE.content, **WHO, cancel_jobs=0)
+    assert not reads(store, job)
+    with pytest.raises(ImageInUse, match="began without"):  # it may still be reading
+        store.give_back(FACE.content, **WHO)
+    store.jobs.finish(lease, state=JobState.CANCELLED, summary={})
+    (batch,) = store.give_back(FACE.content, **WHO)
+    assert batch.domain == TARGET.domain
+    assert reads(store, job)
+    (entry, *_) = store.audit.list(AuditFilter(action="GiveImageBack")).items
+    assert (entry.who, entry.why) == ("ann", "asked to")
+    with pytest.raises(NotFound):  # it is withheld no more
+        store.give_back(FACE.content, **WHO)
+    with pytest.raises(InvalidSpec):
+        store.give_back(FACE.content, who="ann", why=" ")
+
+
+def test_an_image_that_came_anew_while_it_was_withheld_is_there_once(store: Store) -> None:
+    upload(store, [FACE, *pictures(2)], Role.TRAIN, request="r")
+    store.jobs.enqueue(draft(make_version(store)), request_id="")
+    _, lease = claimed(store)
+    with pytest.raises(ImageInUse):
+        store.erase(FACE.content, **WHO, cancel_jobs=0)
+    store.jobs.finish(lease, state=JobState.CANCELLED, summary={})
+    upload(store, [FACE], Role.TRAIN, request="anew")
+    store.give_back(FACE.content, **WHO)
+    found = store.domains.examples(TARGET, splits=tuple(Split))
+    assert [example.content for example in found].count(FACE.content) == 1
+    assert store.erase(FACE.content, **WHO).files
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])

@@ -24,9 +24,11 @@ from tests.contract.builders import SOURCE, claimed, draft, furnish, make_versio
 from tests.objectstore import ObjectStore
 
 from acclimate_service import imaging, upkeep
-from acclimate_service.domain.examples import EMPTY_CHAIN, Role, chain_digest
+from acclimate_service.domain.errors import ImageInUse
+from acclimate_service.domain.examples import EMPTY_CHAIN, Role, Split, chain_digest
 from acclimate_service.domain.job import JobState
 from acclimate_service.store import Bucket, Received, Store, open_store
+from acclimate_service.store.erasure import content_of
 
 
 def encoded(shade: int, kind: str = "PNG") -> bytes:
@@ -216,6 +218,21 @@ def test_an_image_is_erased_beside_a_job_that_read_it_if_the_job_may_be_cancelle
     assert erased["cancelled"] == [str(job.name)]
     assert erased["files"] == 1
     assert store.jobs.get(job.name).state is JobState.CANCELLED
+    store.close()
+
+
+def test_an_image_that_stayed_withheld_is_given_back_by_its_name(home: Path) -> None:
+    store = store_at(home)
+    store.jobs.enqueue(draft(), request_id="")
+    _, lease = claimed(store)
+    content = content_of(store.database, "amazon", "mug/1.png")
+    with pytest.raises(ImageInUse):
+        store.erase(content, who="ann", why="asked to", cancel_jobs=0)
+    store.jobs.finish(lease, state=JobState.CANCELLED, summary={})
+    words = ("--domain", "amazon", "--id", "mug/1.png", "--reason", "it was the wrong one")
+    given = told("give-back", *words, home=home)
+    assert given["content"] == content
+    assert content in {one.content for one in store.domains.examples(SOURCE, splits=tuple(Split))}
     store.close()
 
 

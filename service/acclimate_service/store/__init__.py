@@ -17,8 +17,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import InvalidSpec, NotFound, StoreUnavailable
+from acclimate_service.domain.names import BatchName
 from acclimate_service.domain.retention import Removed, RetentionPolicy
-from acclimate_service.store import backup, erasure, migrations, retention
+from acclimate_service.store import backup, erasure, migrations, readers, retention
 from acclimate_service.store.aliases import AliasMove
 from acclimate_service.store.audit import (
     Actor,
@@ -143,6 +144,10 @@ class Store:
         return erasure.erase(
             self.database, self.blobs, content, who=who, why=why, cancel_jobs=cancel_jobs
         )
+
+    def give_back(self, content: str, *, who: str, why: str) -> tuple[BatchName, ...]:
+        """See :func:`~acclimate_service.store.readers.give_back`."""
+        return self.database.write(readers.give_back, content, who, why)
 
     def close(self) -> None:
         """Give all connections back and end all threads."""

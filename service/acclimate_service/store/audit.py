@@ -62,6 +62,7 @@ class AuditFilter:
 
 
 ERASED = "EraseImage"  # the action by which an image went
+GIVEN_BACK = "GiveImageBack"  # the action by which a withheld one was kept after all
 
 _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 

@@ -1,4 +1,6 @@
-"""Who has read an image or an upload: jobs, versions that were made; and how one is withheld.
+"""Who has read an image or an upload: jobs, versions that were made.
+
+And how an image is withheld from jobs to come, and given back to them.
 
 A job reads what was committed before its first attempt, of its own domains and of all
 that its incumbent was made for: what was learnt is shown again, and judged again.
@@ -14,11 +16,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from acclimate_service.domain.errors import ImageInUse, JobEnded
+from acclimate_service.domain.errors import ImageInUse, InvalidSpec, JobEnded, NotFound
 from acclimate_service.domain.examples import Split
 from acclimate_service.domain.job import EventKind, JobState
-from acclimate_service.domain.names import JobName, VersionName
-from acclimate_service.store import batches, events, queue, schema
+from acclimate_service.domain.names import BatchName, JobName, VersionName
+from acclimate_service.store import audit, batches, events, queue, schema
 from acclimate_service.store.engine import Database, Transaction
 
 POLL_SECONDS = 0.25
@@ -106,19 +108,23 @@ def unended(tx: Transaction, rows: Sequence[Any], lineages: Lineages) -> tuple[J
     A job that waits for its first attempt has read nothing yet. Where the image is
     withheld, only those have read it that are being cancelled for that.
     """
-    jobs = schema.jobs
-    begun = sa.select(*_READING, jobs.c.cancel_requested).where(
-        jobs.c.state.in_(_UNENDED), jobs.c.attempt > 0
-    )
-    found = tx.rows(begun.order_by(jobs.c.number))
     reading = _Reading(rows, lineages)
     return tuple(
         JobName(job.id)
-        for job in found
+        for job in _begun(tx)
         if any(
             reading.may_have(job, row) and (row.committed or job.cancel_requested) for row in rows
         )
     )
+
+
+def _begun(tx: Transaction) -> Sequence[Any]:
+    """The jobs that have had an attempt and have not ended."""
+    jobs = schema.jobs
+    begun = sa.select(*_READING, jobs.c.cancel_requested).where(
+        jobs.c.state.in_(_UNENDED), jobs.c.attempt > 0
+    )
+    return tx.rows(begun.order_by(jobs.c.number))
 
 
 def of_batch(tx: Transaction, batch: str, concerned: Any) -> JobName | None:
@@ -185,10 +191,56 @@ def cancel(database: Database, content: str, *, until: float) -> tuple[JobName, 
     left = [job for job in found if not _has_ended(database, job)]
     while left:
         if time.monotonic() >= until:
-            raise in_use(left, "cancelled, but not ended yet; no other gets the image: call again")
+            raise in_use(
+                left,
+                "cancelled, but not ended yet; no other gets the image: call again, or have "
+                "`acclimate store give-back` let jobs have it",
+            )
         time.sleep(POLL_SECONDS)
         left = [job for job in left if not _has_ended(database, job)]
     return found
+
+
+def give_back(tx: Transaction, content: str, who: str, why: str) -> tuple[BatchName, ...]:
+    """Let jobs to come have an image that was withheld, and not erased; the uploads it is in.
+
+    A job has an image from its beginning to its end, or not at all: so not beside one that
+    began without it.
+
+    Raises:
+        ImageInUse: such a job has not ended.
+        InvalidSpec: nobody is named, or no reason is given.
+        NotFound: no image of this content is withheld.
+    """
+    if not (who.strip() and why.strip()):
+        raise InvalidSpec("giving an image back needs a name and a reason")
+    tx.serialize(batches.LOCK)
+    tx.hold(schema.jobs)
+    examples = schema.examples
+    rows = [row for row in rows_of(tx, content) if row.batch_committed]
+    withheld = [row for row in rows if not row.committed]
+    if not withheld:
+        raise NotFound(
+            f"image of content {content}",
+            kind="withheld ",
+            see="the ways to name one in `acclimate store give-back --help`",
+        )
+    reading = _Reading(withheld, Lineages.of(tx))
+    busy = tuple(
+        JobName(job.id) for job in _begun(tx) if any(reading.may_have(job, row) for row in withheld)
+    )
+    if busy:
+        raise in_use(busy, "began without the image; give it back when they have ended")
+    anew = {row.domain for row in rows if row.committed}  # uploaded again meanwhile
+    for row in withheld:
+        this = sa.and_(examples.c.batch == row.batch, examples.c.content == content)
+        if row.domain in anew:
+            tx.run(sa.delete(examples).where(this))
+        else:
+            tx.run(sa.update(examples).where(this).values(committed=True))
+    subject = audit.image(content)
+    audit.record(tx, who=who, action=audit.GIVEN_BACK, subject=subject, why=why, origin="cli")
+    return tuple(BatchName(row.domain, row.batch) for row in withheld)
 
 
 def _withhold(tx: Transaction, content: str) -> tuple[JobName, ...]:

@@ -17,6 +17,6 @@ PASSED_ON: dict[str, Any] = {
 
 
 def store(context: typer.Context) -> None:
-    """Back up, restore, tidy and erase, on the machine that stores it; see `store --help`."""
+    """Back up, restore, tidy, erase and give back, beside what is stored; see `store --help`."""
     require(*SERVE_NEEDS, extra="serve,cpu", what="`acclimate store`")
     become("upkeep", *context.args)
