@@ -27,7 +27,7 @@ from tests.contract.conftest import Opener, Place
 from acclimate_service.domain.errors import InvalidSpec, StoreFull, StoreUnavailable
 from acclimate_service.domain.examples import Role, Split
 from acclimate_service.domain.job import JobState
-from acclimate_service.store import Store, engine, open_store
+from acclimate_service.store import Store, engine, open_store, sqlite_file
 from acclimate_service.store.folder import FolderBlobs
 
 
@@ -123,6 +123,7 @@ def test_a_folder_that_is_gone_is_an_outage_and_not_a_missing_file(store: Store)
 def test_a_database_that_is_locked_too_long_is_an_outage_that_passes(
     place: Place, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 1.0)  # of SQLite
     monkeypatch.setattr(engine, "BUSY_SECONDS", 1.0)
     store = opener()
     furnish(store)

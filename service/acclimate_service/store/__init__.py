@@ -114,7 +114,7 @@ class Store:
         Raises:
             StoreUnavailable: it is out of reach.
         """
-        self.database.read(Transaction.scalar, sa.select(1))
+        self.database.ping()
 
     def reconcile(
         self,

@@ -19,18 +19,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 
 from acclimate_service.domain.errors import InvalidSpec, StoreFull, StoreUnavailable
 from acclimate_service.store.schema import EPOCH
+from acclimate_service.store.sqlite_file import BUSY_SECONDS, Commits, Mark, connect, file_at
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Clock = Callable[[], dt.datetime]
 
-BUSY_SECONDS = 10.0  # how long a statement waits for another's lock before it gives up
 TRIES = 6  # of one transaction that lost a race (serialization, deadlock, unique key)
 _DISK_FULL = "53100"  # SQLSTATE
 _RACES = ("40001", "40P01")  # SQLSTATE: serialization_failure, deadlock_detected
@@ -123,6 +124,9 @@ class Database:
         # SQLite has one writer at a time and no queue: within a process, wait here
         # rather than poll the file.
         self._writer = threading.Lock() if engine.dialect.name == "sqlite" else None
+        self._commits = Commits(_path_of(engine.url)) if self._writer is not None else None
+        # What was followed last: work -> its arguments, as of when, and the result.
+        self._followed: dict[Any, tuple[Any, Mark, Any]] = {}
 
     def read(
         self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -134,6 +138,37 @@ class Database:
         """
         with translated(), self.engine.begin() as connection:
             return work(Transaction(connection, self._clock), *args, **kwargs)
+
+    def ping(self) -> None:
+        """Say whether the database can be used.
+
+        Raises:
+            StoreUnavailable: it is gone or refuses.
+        """
+        if self._commits is None:
+            self.read(Transaction.scalar, sa.select(1))
+        else:
+            self._commits.mark()
+
+    def follow(self, work: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
+        """As :meth:`read`, for what is asked all the time: read only if anybody has committed.
+
+        Where that cannot be known (PostgreSQL), and after other *args*, it is read. The result
+        may be that of an earlier call, so it must not be changed, nor rest on the time.
+
+        Raises:
+            StoreUnavailable: the database is gone or refuses.
+        """
+        if self._commits is None:
+            return self.read(work, *args)
+        mark = self._commits.mark()  # before it is read: what comes in between is read again
+        before = self._followed.get(work)
+        if before is not None and before[:2] == (args, mark):
+            found: T = before[2]
+            return found
+        found = self.read(work, *args)
+        self._followed[work] = args, mark, found
+        return found
 
     def snapshot(
         self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -173,6 +208,8 @@ class Database:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+        if self._commits is not None:
+            self._commits.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -264,20 +301,10 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _open_sqlite(url: sa.URL) -> sa.Engine:
-    assert url.database is not None
-    path = Path(url.database).absolute()
-
-    def connect() -> sqlite3.Connection:
-        # Never made anew in passing: beside an empty file in the place of one that is gone
-        # for a moment, SQLite takes the log with all that was committed last for a
-        # left-over, and deletes it.
-        return sqlite3.connect(
-            f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
-        )
-
+    path = _path_of(url)
     engine = sa.create_engine(
         url,
-        creator=connect,
+        creator=lambda: connect(path),
         json_serializer=_to_json,
         pool_size=8,
         max_overflow=24,
@@ -288,12 +315,12 @@ def _open_sqlite(url: sa.URL) -> sa.Engine:
     def _check_place(_connection: object, record: Any, _proxy: object) -> None:
         # An open file may be written to after it was moved away or replaced; whoever opens
         # the store later would find nothing of it.
-        if _file_at(path) != record.info["file"]:
+        if file_at(path) != record.info["file"]:
             raise sa.exc.DisconnectionError("the database file is another one now")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:
-        record.info["file"] = _file_at(path)
+        record.info["file"] = file_at(path)
         connection.isolation_level = None  # BEGIN is ours, see below
         # FULL: a commit that was answered survives a power cut, not only a kill.
         connection.execute("PRAGMA synchronous=FULL")
@@ -312,17 +339,9 @@ def _open_sqlite(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _file_at(path: Path) -> tuple[int, int]:
-    """Which file it is.
-
-    Raises:
-        sqlite3.OperationalError: there is none, or it is out of reach.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise sqlite3.OperationalError(f"the database file: {error.strerror}") from error
-    return found.st_dev, found.st_ino
+def _path_of(url: sa.URL) -> Path:
+    assert url.database is not None
+    return Path(url.database).absolute()
 
 
 def _open_postgresql(url: sa.URL) -> sa.Engine:

@@ -152,7 +152,7 @@ class Registry:
 
         A replica begins with None, and goes on from the number that it was given last.
         """
-        return self._database.read(aliases.moved, since)
+        return self._database.follow(aliases.moved, since)
 
 
 def _create_model(tx: Transaction, model: Model, request_id: str) -> Model:

@@ -65,10 +65,10 @@ class Rollouts:
         Those with limits that only a newer Acclimate knows are left out: who cannot weigh
         them all must not try the candidate.
         """
-        running, overtaken = self._database.read(_running)
+        running, overtaken = self._database.follow(_running)
         for name in overtaken:
             self._database.write(_count, name, Counts(), None)
-        return running
+        return [*running]
 
     def count(self, name: RolloutName, more: Counts, *, news: str | None = None) -> Rollout:
         """Add what a server saw, and end the rollout if that calls for it.
@@ -101,7 +101,8 @@ def _start(tx: Transaction, draft: RolloutDraft, who: str, why: str) -> Rollout:
     if pointed is None:
         raise AliasNotFound(str(alias))
     if pointed.version == draft.candidate.version:
-        raise InvalidSpec(f"{alias} points at {draft.candidate} already")
+        told = f"{alias} points at {draft.candidate} already; try another, see ListModelVersions"
+        raise InvalidSpec(told)
     running = tx.row(
         sa.select(table).where(
             table.c.model == alias.model,

@@ -81,7 +81,7 @@ class Tokens:
 
     def changed_since(self, revision: int) -> tuple[Sequence[Token], int]:
         """What changed after *revision* (0: everything), and the revision to go on from."""
-        return self._database.read(_changed_since, revision)
+        return self._database.follow(_changed_since, revision)
 
 
 def _create(tx: Transaction, draft: TokenDraft, by: str) -> Minted:
