@@ -159,8 +159,6 @@ def test_a_commit_repeated_is_the_same_commit(store: Store) -> None:
     assert again == batch
     with pytest.raises(UploadIncomplete):
         store.domains.add(batch.name, received(store, pictures(1), start=3))
-    with pytest.raises(UploadIncomplete):
-        store.domains.abandon_batch(batch.name)
 
 
 def test_a_batch_without_one_good_example_is_not_committed(store: Store) -> None:
@@ -247,7 +245,7 @@ def test_two_open_batches_with_the_same_pictures_lose_none_of_them(store: Store)
     one, first = send(store, pics, Role.TRAIN, request="r1")
     two, second = send(store, pics, Role.TRAIN, request="r2")
     assert {item.answer for item in first + second} == {Answer.ACCEPTED}
-    store.domains.abandon_batch(one.name)
+    store.domains.delete_batch(one.name)
     committed = store.domains.commit_batch(two.name, count=4, chain=chain_of(pics))
     assert committed.accepted == 4
     assert len(store.domains.examples(TARGET, splits=[Split.TRAIN])) == 4
@@ -306,7 +304,7 @@ def test_uploads_that_nobody_goes_on_with_expire(store: Store, clock: FakeClock)
     old, _ = send(store, pictures(2, prefix="old"), Role.TRAIN, request="r2")
     clock.advance(3600)
     send(store, pictures(2, prefix="new"), Role.TRAIN, request="r3")
-    assert store.domains.expire_batches(dt.timedelta(minutes=30)) == (old.name,)
+    assert store.reconcile(idle=dt.timedelta(minutes=30)).expired == (old.name,)
     assert len(store.domains.list_batches(TARGET).items) == 2
     begun = store.domains.begin_batch(TARGET, Role.TRAIN, request_id="r2")
     assert begun.received == 0  # the client is told to send all of it again

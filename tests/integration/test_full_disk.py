@@ -38,7 +38,7 @@ def tiny(bench: Bench, place: Path) -> None:
             name=MODEL,
             architecture=Architecture(library=library, name=name),
             weights=WeightsSource(
-                kind="FILE", reference=bench.store.blobs.put_file(weights(place))
+                kind="FILE", reference=bench.store.blobs.put(weights(place).read_bytes())
             ),
             labels=(),
             preprocessing=Preprocessing(size=SIDE, crop=1.0),

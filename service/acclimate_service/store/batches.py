@@ -134,19 +134,6 @@ def last_commit(tx: Transaction) -> int:
     return max(committed or 0, begun or 0)
 
 
-def abandon(tx: Transaction, name: BatchName) -> None:
-    """Drop an open batch with all it received; a committed one stays.
-
-    Raises:
-        NotFound: there is no such batch.
-        UploadIncomplete: the batch is committed; it is immutable.
-    """
-    tx.serialize(LOCK)
-    if find(tx, name, lock=True).committed:
-        raise UploadIncomplete(f"{name} is committed and cannot be abandoned")
-    drop(tx, name.batch)
-
-
 def expire(tx: Transaction, idle: dt.timedelta) -> tuple[BatchName, ...]:
     """Drop the open batches that nothing was added to for *idle*; their names."""
     tx.serialize(LOCK)

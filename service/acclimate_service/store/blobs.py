@@ -98,17 +98,6 @@ class Blobs(abc.ABC):
             StoreUnavailable: the place is full or refuses. Some may be stored.
         """
 
-    def put_file(self, path: Path) -> str:
-        """Store a copy of the file at *path*, in bounded memory; its digest.
-
-        Raises:
-            StoreUnavailable: the place is full or refuses, or *path* cannot be read.
-        """
-        with translated_os_errors(), path.open("rb") as source, self.writer() as writer:
-            while chunk := source.read(CHUNK):
-                writer.write(chunk)
-        return writer.digest
-
     @abc.abstractmethod
     def writer(self) -> AbstractContextManager[BlobWriter]:
         """A writer whose blob becomes visible when the block ends without an error.
@@ -276,5 +265,6 @@ def translated_os_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull("the blob folder") from error
-        # The path is left out: it means nothing to a client and tells it our folders.
-        raise StoreUnavailable(f"the blob folder refuses: {error.strerror}") from error
+        # The path is for the log: it means nothing to a client and tells it our folders.
+        told = f"the blob folder refuses: {error.strerror}"
+        raise StoreUnavailable(told, detail=error.filename or "") from error

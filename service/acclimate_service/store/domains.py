@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import datetime as dt
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -72,14 +71,6 @@ class Domains:
     def commit_batch(self, batch: BatchName, *, count: int, chain: str) -> LabeledBatch:
         """See :func:`~acclimate_service.store.batches.commit`."""
         return self._database.write(batches.commit, batch, count, chain)
-
-    def abandon_batch(self, batch: BatchName) -> None:
-        """See :func:`~acclimate_service.store.batches.abandon`."""
-        self._database.write(batches.abandon, batch)
-
-    def expire_batches(self, idle: dt.timedelta) -> tuple[BatchName, ...]:
-        """See :func:`~acclimate_service.store.batches.expire`."""
-        return self._database.write(batches.expire, idle)
 
     def get_batch(self, batch: BatchName) -> LabeledBatch:
         """See :func:`~acclimate_service.store.batches.get`."""

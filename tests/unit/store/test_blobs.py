@@ -76,15 +76,6 @@ def test_several_are_put_at_once_in_their_order_and_the_same_one_once(blobs: Blo
     assert blobs.put_many([]) == []
 
 
-def test_a_file_is_put_as_a_copy(blobs: Blobs, tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(b"weights")
-    assert blobs.put_file(path) == sha256(b"weights")
-    assert path.exists()
-    with pytest.raises(StoreUnavailable):
-        blobs.put_file(tmp_path / "nothing")
-
-
 def test_a_written_blob_appears_when_its_block_ends_and_not_before(blobs: Blobs) -> None:
     with blobs.writer() as writer:
         writer.write(b"one ")
