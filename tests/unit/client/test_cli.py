@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from pathlib import Path
@@ -15,8 +16,10 @@ from tests.unit.client.test_job import story
 from tests.unit.client.test_registry import pieces
 from typer.testing import CliRunner, Result
 
+from acclimate import Client
 from acclimate.cli import app, options, output
 from acclimate.cli.extras import require
+from acclimate.tokens import AuditEntry
 from acclimate.v1 import adaptation_pb2, registry_pb2
 
 COMMANDS = [
@@ -504,6 +507,27 @@ def test_versions_that_the_server_is_too_old_for_are_named(
     listed = json.loads(run("versions", "digits", "--json").stdout)
     assert listed["unreadable"] == ["models/digits/versions/3"]
     assert len(listed["versions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [("anonymous at ipv4:1.2.3.4:5", ""), ("clerk", " from ipv4:1.2.3.4:5")],
+)
+def test_the_audit_log_names_an_address_once(
+    run: Any, monkeypatch: pytest.MonkeyPatch, who: str, told: str
+) -> None:
+    entry = AuditEntry(
+        number=1,
+        time=dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
+        who=who,
+        action="SetAlias",
+        subject="models/shop",
+        why="",
+        origin="ipv4:1.2.3.4:5",
+    )
+    monkeypatch.setattr(Client, "audit", lambda _, **__: iter([entry]))
+    expected = f"2026-11-01 00:00:00Z  {who}: SetAlias models/shop{told}\n"
+    assert run("audit").stdout == expected
 
 
 def test_a_list_of_jobs_says_that_there_are_older_ones(run: Any, service: Service) -> None:

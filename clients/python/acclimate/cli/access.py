@@ -183,7 +183,8 @@ def audit(
     for entry in entries:  # whole lines, since a table would cut them where it matters
         subject = f" {entry.subject}" if entry.subject else ""
         why = f" ({entry.why})" if entry.why else ""
-        origin = f" from {entry.origin}" if entry.origin else ""
+        known = not entry.origin or entry.origin in entry.who  # who shows no token is its address
+        origin = "" if known else f" from {entry.origin}"
         typer.echo(
             f"{entry.time:%Y-%m-%d %H:%M:%SZ}  {entry.who}: {entry.action}{subject}{why}{origin}"
         )
