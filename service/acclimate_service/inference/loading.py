@@ -1,7 +1,8 @@
 """The threads on which versions are loaded, and the one on which they are freed.
 
 A load may hang for as long as the disk or the bucket that it reads does, so a few go on
-side by side, and what was unloaded is freed on a thread that none of them holds.
+side by side, one that may never end makes way for the next, and what was unloaded is freed on
+a thread that none of them holds.
 """
 
 from __future__ import annotations
@@ -14,17 +15,44 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from acclimate_service.inference import huge_pages, memory
 
 T = TypeVar("T")
 
 LOADER_NICE: Final = 10  # of the threads that load what no request waits for
-ABREAST: Final = 4  # loads under way at once, of each kind
+ABREAST: Final = 4  # loads under way at once, of each kind,
+HANGS_SECONDS = 300.0  # of those that have not taken so long: a disk may never answer
+THREADS: Final = 64  # of each kind, with those that such loads hold
 RETURN_SECONDS = 3.0  # after which freed memory goes back to the system
 QUIET_SECONDS = 5.0  # without a load, after which what is in memory goes onto huge pages,
 GATHER_SECONDS = 15.0  # and again what was taken since
+
+
+class Turns:
+    """Lets ``ABREAST`` on at once; who takes over ``HANGS_SECONDS`` no longer counts.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(ABREAST)
+
+    async def take(self) -> Callable[[], None]:
+        """Wait for a turn; what gives it back, and does nothing when it is called again."""
+        await self._free.acquire()
+        taken = True
+
+        def give_back() -> None:
+            nonlocal taken
+            timer.cancel()
+            if taken:
+                taken = False
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(HANGS_SECONDS, give_back)
+        return give_back
 
 
 class Loading:
@@ -32,9 +60,10 @@ class Loading:
 
     def __init__(self, *, nice: int) -> None:
         step_back = partial(_step_back, nice)
-        self._loaders = ThreadPoolExecutor(ABREAST, "load", initializer=step_back)
+        self._loaders = ThreadPoolExecutor(THREADS, "load", initializer=step_back)
         # For what a request waits for, which is as urgent as the request.
-        self._prompt = ThreadPoolExecutor(ABREAST, "load-now")
+        self._prompt = ThreadPoolExecutor(THREADS, "load-now")
+        self._turns, self._prompt_turns = Turns(), Turns()
         self._freeing = ThreadPoolExecutor(1, "free", initializer=step_back)
         self._moving = ThreadPoolExecutor(1, "huge-pages", initializer=step_back)
         self._returning: asyncio.TimerHandle | None = None
@@ -50,9 +79,17 @@ class Loading:
             Exception: whatever *load* raised.
         """
         threads = self._prompt if prompt else self._loaders
+        give_back = await (self._prompt_turns if prompt else self._turns).take()
         self._gather_in(QUIET_SECONDS)
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, load)
+            loaded = threads.submit(load)
+        except BaseException:  # it is closed
+            give_back()
+            raise
+        # When the load ends, not when its caller stops waiting: it still holds its thread.
+        loaded.add_done_callback(partial(_on, asyncio.get_running_loop(), give_back))
+        try:
+            return await asyncio.wrap_future(loaded)
         finally:
             self._gather_in(QUIET_SECONDS)
 
@@ -101,6 +138,12 @@ class Loading:
         self._quiet = True
         if self._moved is None or self._moved.done():  # a round may take longer than that
             self._moved = self._moving.submit(huge_pages.gather, lambda: self._quiet)
+
+
+def _on(loop: asyncio.AbstractEventLoop, call: Callable[[], None], _: Future[Any]) -> None:
+    """Have *loop* call it, from any thread."""
+    with contextlib.suppress(RuntimeError):  # it has ended, and nobody waits for a turn
+        loop.call_soon_threadsafe(call)
 
 
 def _step_back(nice: int) -> None:

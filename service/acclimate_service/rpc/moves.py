@@ -17,7 +17,7 @@ import structlog
 from acclimate_service.domain.errors import AliasNotFound, Overloaded, ServiceError
 from acclimate_service.domain.model import PRODUCTION
 from acclimate_service.domain.names import AliasName, VersionName
-from acclimate_service.inference.loading import ABREAST
+from acclimate_service.inference.loading import Turns
 from acclimate_service.rpc import loads
 from acclimate_service.rpc.bounds import Lane
 from acclimate_service.rpc.loads import Loads
@@ -46,7 +46,7 @@ class Moves:
         self._due: dict[str, set[AliasName]] = {}  # by model
         self._again: dict[AliasName, float] = {}  # what failed, and when to try once more
         self._at_work: dict[str, asyncio.Task[None]] = {}  # by model
-        self._turns = asyncio.Semaphore(ABREAST)
+        self._turns = Turns()
         self._eager_until = 0.0  # of ``time.monotonic``: how long a start loads
         self._early: set[asyncio.Task[None]] = set()  # loads that a start began
         self._begun = asyncio.Event()
@@ -144,7 +144,8 @@ class Moves:
         return over
 
     async def _follow_model(self, model: str) -> None:
-        async with self._turns:
+        give_back = await self._turns.take()
+        try:
             due = self._due[model]  # to which more may be added meanwhile
             while due:
                 alias = min(due, key=_production_first)
@@ -155,6 +156,8 @@ class Moves:
                     due.add(alias)
                     raise
             del self._due[model]
+        finally:
+            give_back()
 
     async def _follow(self, alias: AliasName) -> None:
         async with self._pointers.locks.of(alias.model):

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from acclimate_service.inference import huge_pages, loading
-from acclimate_service.inference.loading import Loading
+from acclimate_service.inference.loading import ABREAST, Loading
 
 SECONDS = 20.0
 
@@ -118,6 +118,58 @@ def test_while_memory_is_being_moved_no_second_round_queues_up_behind_the_first(
         return waiting
 
     assert asyncio.run(live()) == 0
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_loads_that_never_end_make_way_for_others_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, prompt: bool
+) -> None:
+    monkeypatch.setattr(loading, "HANGS_SECONDS", 0.2)
+    may_end = threading.Event()
+
+    async def live() -> tuple[str, int]:
+        threads = Loading(nice=0)
+        hanging = [
+            asyncio.create_task(threads.run(lambda: may_end.wait(SECONDS), prompt=prompt))
+            for _ in range(ABREAST)
+        ]
+        await asyncio.sleep(0)
+        loaded = await asyncio.wait_for(threads.run(lambda: "the fifth", prompt=prompt), SECONDS)
+        still = sum(not one.done() for one in hanging)
+        may_end.set()
+        await asyncio.gather(*hanging)
+        await threads.close()
+        return loaded, still
+
+    assert asyncio.run(live()) == ("the fifth", ABREAST)
+
+
+def test_no_more_load_at_once_than_there_are_turns_though_a_caller_stops_waiting() -> None:
+    inside, most, may_end = 0, 0, threading.Event()
+    lock = threading.Lock()
+
+    def load() -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        may_end.wait(SECONDS)
+        with lock:
+            inside -= 1
+
+    async def live() -> None:
+        threads = Loading(nice=0)
+        loads = [asyncio.create_task(threads.run(load, prompt=False)) for _ in range(3 * ABREAST)]
+        await asyncio.sleep(0.1)
+        for gone in loads[:ABREAST]:
+            gone.cancel()
+        await asyncio.sleep(0.1)
+        may_end.set()
+        await asyncio.gather(*loads, return_exceptions=True)
+        await threads.close()
+
+    asyncio.run(live())
+    assert most == ABREAST
 
 
 def test_where_a_sandbox_refuses_other_priorities_versions_are_loaded_and_freed_all_the_same(
