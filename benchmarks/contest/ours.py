@@ -26,7 +26,6 @@ from acclimate_service.training.dataset import Stock, prepare
 from acclimate_service.training.device import choose_device
 from acclimate_service.training.finetune import tune
 from acclimate_service.training.interpolate import Tolerance
-from acclimate_service.training.mirroring import mirror_views
 from acclimate_service.training.network import Network
 from acclimate_service.training.run import Facts, Run
 from acclimate_service.training.strategies import parse
@@ -142,8 +141,6 @@ def _tuned(
     """One strategy, its best epoch taken as it is: neither guard nor blend."""
     strategy = parse(method)
     effort = Effort(epochs=task.epochs, batch_size=task.batch)
-    if strategy.augment:
-        mirror_views(trunk, stock, boundaries=[len(network.stages)], run=run)
     start: State = {}
     if strategy.head_first:
         probe = parse("head" if strategy.replay_share else "head+no-replay")

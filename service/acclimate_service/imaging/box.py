@@ -25,13 +25,12 @@ class Augmentation:
     """How a training view may differ from the centre crop.
 
     ``area`` is the share of the image that a view shows and ``ratio`` its width by
-    height before it is squared, both as (least, most). ``flip`` mirrors every other
-    view; it is off by default, because a mirrored digit is another digit.
+    height before it is squared, both as (least, most). No view is mirrored: a mirrored
+    digit is another digit.
     """
 
     area: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = False
 
 
 def centre_box(width: int, height: int, preprocessing: Preprocessing) -> Box:

@@ -54,9 +54,7 @@ def prepare_view(
     """
     width, height = _size(image)
     box = sample_box(width, height, rng=rng, augment=augment)
-    view = _shown(image, box, preprocessing)
-    mirrored = augment.flip and rng.random() < 0.5
-    return np.ascontiguousarray(view[:, ::-1]) if mirrored else view
+    return _shown(image, box, preprocessing)
 
 
 def decode_prepared(

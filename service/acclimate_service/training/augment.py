@@ -8,7 +8,7 @@ or streamed, and is the same picture each time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ class Augmentation:
     """Ranges that a view's parameters are drawn from, uniformly.
 
     ``area`` and ``ratio`` bound the crop; the colour fields are largest relative
-    changes. ``flip`` mirrors half of the views. It is off by default: a mirrored
-    digit, sign or word is another digit, sign or word.
+    changes. No view is mirrored: a mirrored digit, sign or word is another one.
     """
 
     name: str
@@ -36,11 +35,6 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     tint: float = 0.0
-    flip: bool = False
-
-    def mirrored(self) -> Augmentation:
-        """The same with flips."""
-        return replace(self, name=f"{self.name}+flip", flip=True)
 
 
 GENTLE = Augmentation(
@@ -51,15 +45,6 @@ GENTLE = Augmentation(
     contrast=0.2,
     saturation=0.2,
     tint=0.05,
-)
-STRONG = Augmentation(
-    name="strong",
-    area=(0.25, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    tint=0.1,
 )
 
 
@@ -87,9 +72,7 @@ def crop(
         image,
         preprocessing,
         rng=numpy_rng(seed, "crop", content, view),
-        augment=imaging.Augmentation(
-            area=augmentation.area, ratio=augmentation.ratio, flip=augmentation.flip
-        ),
+        augment=imaging.Augmentation(area=augmentation.area, ratio=augmentation.ratio),
     )
 
 

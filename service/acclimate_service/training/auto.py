@@ -24,7 +24,6 @@ from acclimate_service.training.diagnosis import Finding, forgetting, underfitti
 from acclimate_service.training.finetune import fill, tune
 from acclimate_service.training.interpolate import ALPHAS, Blend, Tolerance, blend, unblended
 from acclimate_service.training.measure import Standing, stand
-from acclimate_service.training.mirroring import mirror_views
 from acclimate_service.training.network import Network
 from acclimate_service.training.optimiser import State, restore
 from acclimate_service.training.run import Run
@@ -111,8 +110,6 @@ def adapt(
     network.to(memory_format=LAYOUT)
     expected = planned or (STRATEGIES["head"], STRATEGIES["tail"])
     boundaries = sorted({one.boundary(network) for one in expected} | {len(network.stages)})
-    if not bootstrap and any(one.augment for one in expected):
-        mirror_views(trunk, stock, boundaries=boundaries, run=run)
     fill(trunk, stock, expected[-1], boundaries)
     stock = screen(stock, trunk)
     standing = stand(trunk, stock, boundary=len(network.stages), run=run)

@@ -14,7 +14,6 @@ from acclimate_service.imaging import Showable
 from acclimate_service.training.run import numpy_rng
 
 PLAIN = 0  # the view without augmentation: what the served model sees
-MIRRORED = -1  # the same from behind: never trained on, see mirroring.py
 
 # A handful of images would make epochs of one step; one that short measures nothing.
 MIN_STEPS = 8

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acclimate_service.training.dataset import PLAIN, Listed, Stock
+from acclimate_service.training.dataset import Listed, Stock
 from acclimate_service.training.run import Run
 from acclimate_service.training.trunk import Shown, Trunk
 
@@ -118,19 +118,17 @@ class Scores:
         return {"images": self.images, "accuracy": self.accuracy, "nll": self.mean_nll}
 
 
-def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run, view: int = PLAIN) -> Scores:
+def evaluate(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Scores:
     """Score the network as it is now on all of a source's images, unaugmented.
 
     Args:
         boundary: where the network may be entered: nothing below it has changed.
-        view: how every image is shown.
 
     Raises:
         Cancelled: the job was asked to stop.
     """
     margin, nll = [], []
-    shown = Shown.all(source, [view])
-    for part, logits in _answers(trunk, shown, boundary=boundary, run=run):
+    for part, logits in _answers(trunk, source, boundary=boundary, run=run):
         labels = part.labels().to(logits.device)
         margin.append(_margins(logits, labels).double().cpu().numpy())
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -149,16 +147,17 @@ def answers(trunk: Trunk, source: Listed, *, boundary: int, run: Run) -> Tensor:
     Raises:
         Cancelled: the job was asked to stop.
     """
-    parts = _answers(trunk, Shown.plain(source), boundary=boundary, run=run)
+    parts = _answers(trunk, source, boundary=boundary, run=run)
     return torch.cat([logits for _, logits in parts])
 
 
 def _answers(
-    trunk: Trunk, shown: Shown, *, boundary: int, run: Run
+    trunk: Trunk, source: Listed, *, boundary: int, run: Run
 ) -> Iterator[tuple[Shown, Tensor]]:
     network = trunk.network
     training = network.training
     network.eval()
+    shown = Shown.plain(source)
     with torch.no_grad():
         batches = trunk.read(boundary, ([part] for part in shown.chunks(EVALUATION_BATCH)))
         for part, x in zip(shown.chunks(EVALUATION_BATCH), batches, strict=True):

@@ -26,7 +26,7 @@ from acclimate_service.imaging import prepare
 from acclimate_service.training import augment
 from acclimate_service.training.augment import Augmentation
 from acclimate_service.training.cache import Cache, Rows, Shelf
-from acclimate_service.training.dataset import MIRRORED, PLAIN, Indices, Listed
+from acclimate_service.training.dataset import PLAIN, Indices, Listed
 from acclimate_service.training.network import Network, normalise
 from acclimate_service.training.run import Run
 
@@ -189,9 +189,8 @@ class Trunk:
         contents = shown.source.contents
         drawn = f"{self.augmentation!r}:{self._run.seed}"
         tag = hashlib.blake2b(drawn.encode(), digest_size=8).hexdigest()
-        bare = {PLAIN: "plain", MIRRORED: "mirrored"}  # these depend on no augmentation
         return [
-            f"{contents[i]}:{bare.get(view, f'{tag}:{view}')}"
+            f"{contents[i]}:plain" if view == PLAIN else f"{contents[i]}:{tag}:{view}"
             for i, view in zip(shown.indices.tolist(), shown.views.tolist(), strict=True)
         ]
 
@@ -272,8 +271,6 @@ class Trunk:
             image = shown.source.read(int(index))
             if view == PLAIN:
                 out[row] = prepare(image, preprocessing)
-            elif view == MIRRORED:
-                out[row] = prepare(image, preprocessing)[:, ::-1]
             else:
                 out[row] = augment.crop(
                     image,
@@ -288,7 +285,7 @@ class Trunk:
     def _input(self, shown: Shown, pixels: Rows) -> Tensor:
         """Network input [N, 3, S, S] of the views' pixels, colours changed on the device."""
         x = self._to_device(torch.from_numpy(pixels))
-        augmented = np.flatnonzero(shown.views > PLAIN)
+        augmented = np.flatnonzero(shown.views != PLAIN)
         if len(augmented):
             changes = [
                 augment.recolouring(
