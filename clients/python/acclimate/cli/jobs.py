@@ -115,7 +115,7 @@ def _follow(job: Job, *, as_json: bool) -> None:
 
     try:
         if as_json:
-            for event in job.watch():
+            for event in progress.watched(job):
                 print_json({"event": event}, indent=None)
             print_json({"job": job.refresh().snapshot}, indent=None)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -17,6 +17,7 @@ from rich.text import Text
 from acclimate.cli import verdict
 from acclimate.cli.output import console, percent, short
 from acclimate.cli.spoken import spoken
+from acclimate.cli.waiting import Waiting
 from acclimate.resources import EventKind, JobEvent, JobKind, JobState, Phase
 
 if TYPE_CHECKING:
@@ -54,16 +55,24 @@ def follow(job: Job) -> None:
     if console.is_terminal:
         story = Story(job)
         with Live(get_renderable=story.render, console=console, refresh_per_second=8):
-            for event in job.watch():
+            for event in watched(job):
                 story.take(event)
             story.end()
         return
-    for event in job.watch():
+    for event in watched(job):
         phase = event.phase.value if event.phase else ""
         console.print(
             f"{event.at.astimezone():%H:%M:%S} {event.kind.value:8} {phase:9} {event.message}",
             markup=False,
         )
+
+
+def watched(job: Job) -> Iterator[JobEvent]:
+    """*job*'s events to its end; a line on stderr where no worker takes it for a while."""
+    with Waiting(job.name, job.state) as waiting:
+        for event in job.watch():
+            waiting.heard(event.state)
+            yield event
 
 
 def show_end(job: Job) -> None:
