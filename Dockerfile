@@ -16,7 +16,9 @@
 # (ACCLIMATE_DRAIN_SECONDS): give it `--stop-timeout 30`.
 #
 # Every package is checked by hash against requirements/, and each image gets the
-# versions that the tests ran on. For a GPU, add --gpus all.
+# versions that the tests ran on. For a GPU, add --gpus all to `work` or `all`, which can
+# `acclimate serve` too; what `serve` has computes on processors alone. docs/containers.md
+# has what was tried, and the sizes.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -41,15 +43,19 @@ FROM base AS serve-environment
 COPY requirements/serve.txt /requirements/
 RUN python -m venv --without-pip /opt/acclimate \
     && pip --python /opt/acclimate/bin/python install --require-hashes -r /requirements/serve.txt
-COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/acclimate/bin/python install --no-deps --no-index /wheels/*.whl
 
 FROM base AS work-environment
 COPY requirements/work.txt /requirements/
 RUN python -m venv --without-pip /opt/acclimate \
     && pip --python /opt/acclimate/bin/python install --require-hashes -r /requirements/work.txt
+
+# Apart from what it needs, which is gigabytes: an upgrade brings a layer of its own, of a few
+# megabytes, and leaves that of its packages as it is until a lock changes.
+FROM base AS program
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/acclimate/bin/python install --no-deps --no-index /wheels/*.whl
+RUN python -m venv --without-pip /opt/acclimate \
+    && pip --python /opt/acclimate/bin/python install --no-deps --no-index --root /program \
+        /wheels/*.whl
 
 # ── what runs ────────────────────────────────────────────────────────────────
 
@@ -62,8 +68,10 @@ RUN python -m compileall -q -x '/(site-packages|tests?|lib2to3)/' \
 RUN groupadd --gid 10001 acclimate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/acclimate acclimate \
     && install --directory --owner=10001 --group=10001 --mode=0750 /var/lib/acclimate
+# HOME, for weights from a hub, also where the container is given a user that has no name here.
 # matplotlib keeps a cache of fonts, by default in a home.
 ENV PATH=/opt/acclimate/bin:$PATH \
+    HOME=/var/lib/acclimate \
     ACCLIMATE_HOME=/var/lib/acclimate \
     MPLCONFIGDIR=/tmp/matplotlib
 VOLUME /var/lib/acclimate
@@ -73,6 +81,7 @@ STOPSIGNAL SIGTERM
 
 FROM runtime AS work
 COPY --from=work-environment /opt/acclimate /opt/acclimate
+COPY --from=program /program/ /
 # It listens to nothing: a dead worker's container ends, and a hung one is seen by its
 # lease, which then goes to another.
 HEALTHCHECK NONE
@@ -89,9 +98,11 @@ HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
 
 FROM answering AS serve
 COPY --from=serve-environment /opt/acclimate /opt/acclimate
+COPY --from=program /program/ /
 CMD ["acclimate", "serve"]
 
 # The last target is what a plain `docker build .` makes.
 FROM answering AS all
 COPY --from=work-environment /opt/acclimate /opt/acclimate
+COPY --from=program /program/ /
 CMD ["acclimate", "up"]

@@ -142,6 +142,8 @@ class ChildTrainer:
         status = self._child.poll()
         if status is not None and status < 0:
             ended = f"killed by {_signal(-status)}"
+            if status == -signal.SIGKILL:
+                ended += ", as the kernel does where memory, or a container's limit of it, runs out"
         else:
             ended = f"exit status {status}"
         return "; ".join([ended, *(_PLACE.sub("…", line) for line in list(self._printed)[-3:])])

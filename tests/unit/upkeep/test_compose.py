@@ -84,6 +84,24 @@ def test_a_port_without_protection_is_published_on_the_loopback_alone(
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_no_container_of_ours_can_do_more_than_its_user(services: dict[str, Any]) -> None:
+    for name in ("serve", "work"):
+        assert services[name]["cap_drop"] == ["ALL"]
+        assert services[name]["security_opt"] == ["no-new-privileges:true"]
+        assert services[name]["read_only"]
+    # As Kubernetes' "restricted" standard wants it.
+    _, *deployments = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["containers"][0]["securityContext"] == {
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
 def test_docker_waits_longer_than_a_server_drains(services: dict[str, Any]) -> None:
     drain = ServeSettings.model_fields["drain_seconds"].default
     for name in ("serve", "work"):

@@ -77,6 +77,23 @@ def test_a_health_check_that_hangs_ends_itself_before_docker_gives_it_up(tmp_pat
     assert _check("asks") < _check("ends") < _check("timeout") < _check("interval")
 
 
+def test_a_user_without_a_name_has_the_volume_for_a_home() -> None:
+    # Docker gives one that is not in /etc/passwd the root folder, which is read-only.
+    (volume,) = re.findall(r"(?m)^VOLUME (\S+)$", _stage("runtime"))
+    for name in ("HOME", "ACCLIMATE_HOME"):
+        assert re.search(rf"(?m)^(?:ENV)? +{name}={volume} ", _stage("runtime"))
+
+
+@pytest.mark.parametrize("image", ["serve", "work", "all"])
+def test_an_upgrade_brings_a_layer_without_the_packages(image: str) -> None:
+    kind = "serve" if image == "serve" else "work"
+    copies = re.findall(r"(?m)^COPY --from=(\S+) ", _stage(image))
+    assert copies == [f"{kind}-environment", "program"]
+    # So that nothing of ours, which changes with each commit, is in the layer of the packages.
+    needed = re.findall(r"(?m)^COPY (.*)", _stage(f"{kind}-environment"))
+    assert needed == [f"requirements/{kind}.txt /requirements/"]
+
+
 def test_both_images_that_answer_are_checked_and_the_worker_is_not() -> None:
     assert re.search(r"(?m)^FROM answering AS serve$", DOCKERFILE)
     assert re.search(r"(?m)^FROM answering AS all$", DOCKERFILE)
