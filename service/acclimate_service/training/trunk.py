@@ -35,6 +35,7 @@ Pixels = NDArray[np.uint8]
 
 # Of weights and activations, on every device: see benchmarks/layout.py.
 LAYOUT = torch.channels_last
+TOLD_EACH = 10.0  # seconds in which filling a cache says how far it is
 AHEAD = 2  # chunks that are decoded ahead of the device, beside one for each further reader
 _LARGEST = float(torch.finfo(torch.float16).max)
 
@@ -136,7 +137,12 @@ class Trunk:
 
     def _compute_and_keep(self, shown: Shown, kept: list[tuple[int, Shelf]]) -> None:
         """Fill shelves in one pass; those that the disk has no room for leave the list."""
+        done, told = 0, self._run.clock()
         for chunk, pixels in self._decoded(shown.chunks(self._chunk)):
+            if (now := self._run.clock()) - told >= TOLD_EACH:
+                told = now
+                self._tell_progress(done, len(shown))
+            done += len(chunk)
             keys = self._keys(chunk)
             below, x = 0, torch.empty(0)
             for boundary, shelf in tuple(kept):
@@ -160,6 +166,10 @@ class Trunk:
             except OSError as error:
                 kept.remove((boundary, shelf))
                 self._give_up(shelf, error)
+
+    def _tell_progress(self, done: int, views: int) -> None:
+        told = f"trunk: {done:,} of {views:,} views are computed"
+        self._run.tell(EventKind.PHASE, told, done=done, of=views)
 
     def _give_up(self, shelf: Shelf, error: OSError) -> None:
         shelf.abandon()

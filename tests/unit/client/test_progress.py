@@ -84,6 +84,16 @@ def test_an_ended_jobs_story_is_told_like_a_running_ones(story: Story) -> None:
     assert "✓ preparing 5 s" in drawn(story)
 
 
+def test_a_phase_that_says_how_far_it_is_shows_that_until_the_next(story: Story) -> None:
+    story.take(event(0, EventKind.PHASE, Phase.PREPARING, facts={"detail": "trunk"}))
+    assert "%" not in drawn(story)
+    story.take(event(10, EventKind.PHASE, Phase.PREPARING, facts={"done": 300, "of": 1200}))
+    story.take(event(10, EventKind.DECISION, Phase.PREPARING, "left out two images"))
+    assert "● preparing 25% 1" in drawn(story)
+    story.take(event(12, EventKind.PHASE, Phase.PROBING, facts={"detail": "head"}))
+    assert "%" not in drawn(story)
+
+
 def test_each_strategy_shows_its_last_epoch_and_how_select_rose(story: Story) -> None:
     for number, accuracy in enumerate((0.5, 0.75, None, 1.0), 1):
         facts: dict[str, Json] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import weakref
 
@@ -151,6 +152,26 @@ def test_filling_stops_when_asked_to():
     trunk = tiny.trunk(tiny.network(), surroundings=tiny.run(cancelled=lambda: True))
     with pytest.raises(Cancelled):
         trunk.fill(Shown.plain(source), [2])
+
+
+def test_filling_that_takes_long_says_now_and_then_how_far_it_is():
+    source, diary = Listed(tiny.Pictures([CHUNK] * tiny.LABELS, seed=0)), tiny.Diary()
+    seconds = itertools.count(step=6)
+    run = tiny.run(clock=lambda: float(next(seconds)), on_event=diary)
+    assert tiny.trunk(tiny.network(), surroundings=run).fill(Shown.plain(source), [2])
+    whole = tiny.LABELS * CHUNK
+    assert diary.messages(EventKind.PHASE) == [
+        f"trunk: {CHUNK} of {whole} views are computed",
+        f"trunk: {3 * CHUNK} of {whole} views are computed",
+    ]
+    assert diary.events[-1][2] == {"done": 3 * CHUNK, "of": whole}
+
+
+def test_filling_that_is_quick_says_nothing():
+    source, diary = Listed(tiny.Pictures([CHUNK] * tiny.LABELS, seed=0)), tiny.Diary()
+    run = tiny.run(clock=lambda: 0.0, on_event=diary)
+    assert tiny.trunk(tiny.network(), surroundings=run).fill(Shown.plain(source), [2])
+    assert not diary.events
 
 
 def test_the_plain_view_is_what_serving_prepares():

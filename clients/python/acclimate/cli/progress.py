@@ -109,6 +109,7 @@ class Story:
         self._state = job.state
         self._spent: dict[Phase, float] = {}  # seconds; a phase may be entered more than once
         self._phase: Phase | None = None
+        self._far = ""  # how far the present phase is, where it says so
         self._first: float | None = None  # the times of events are the service's
         self._last = 0.0
         self._heard = time.monotonic()
@@ -127,7 +128,9 @@ class Story:
         self._phase = event.phase or self._phase  # not by the state: an old story is told anew
         if self._phase is not None:
             self._spent.setdefault(self._phase, 0.0)
-        if event.kind is EventKind.EPOCH:
+        if event.kind is EventKind.PHASE:
+            self._far = _share(event.facts.get("done"), event.facts.get("of"))
+        elif event.kind is EventKind.EPOCH:
             self._epochs.setdefault(str(event.facts.get("strategy", "")), []).append(event.facts)
         elif event.kind is EventKind.DECISION:
             self._notes.append(_folded(f"→ {event.message}"))
@@ -193,7 +196,7 @@ class Story:
                 line.append(f"○ {name}   ", style="dim")
             elif phase is self._phase:
                 spent = self._spent[phase] + self._now() - self._last
-                line.append(f"● {name} {spent:.0f} s   ", style="bold cyan")
+                line.append(f"● {name} {self._far}{spent:.0f} s   ", style="bold cyan")
             else:
                 line.append(f"✓ {name} {self._spent[phase]:.0f} s   ", style="green")
         return line
@@ -220,6 +223,13 @@ class Story:
 def _folded(text: str, style: str = "") -> Text:
     """Text that a narrow terminal folds and does not cut."""
     return Text(text, style=style, no_wrap=False, overflow="fold")
+
+
+def _share(done: object, whole: object) -> str:
+    """How much of a phase is done, if it says so."""
+    if isinstance(done, int | float) and isinstance(whole, int | float) and whole:
+        return f"{done / whole:.0%} "
+    return ""
 
 
 def _number(value: object) -> str:
