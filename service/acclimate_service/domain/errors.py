@@ -56,7 +56,7 @@ class UnknownLabel(ServiceError):
     reason = "UNKNOWN_LABEL"
 
     def __init__(self, label: str, domain: str) -> None:
-        told = f"label {label[:80]!r} is none of {domain}; see GetDomain, CreateDomain: labels stay"
+        told = f"{domain} has no label {label[:80]!r} and can get none; see GetDomain, CreateDomain"
         super().__init__(told, label=label[:80], domain=domain)
 
 

@@ -132,7 +132,7 @@ def choose(trials: Sequence[Trial], tolerance: Tolerance) -> tuple[int, str]:
         return 0, "no select images tell the candidates apart: the one that moves least"
     best = next(i for i, found in enumerate(merits) if found >= max(merits) - CLOSE)
     told = ", ".join(
-        f"{trial.candidate.strategy} {found:+.1%}"
+        f"{trial.candidate.strategy} {found:+z.1%}"
         for trial, found in zip(trials, merits, strict=True)
     )
     return best, f"gain to expect on the target, counting what the guard would refuse: {told}"

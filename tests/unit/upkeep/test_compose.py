@@ -1,4 +1,4 @@
-"""The compose file is an example that nobody runs here, so at least it must fit the rest."""
+"""The compose file is an example that no test runs, so at least it must fit the rest."""
 
 from __future__ import annotations
 
